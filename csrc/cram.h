@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cram.h - the one boundary of the C core.
+ *
+ * It does not know Python, FUSE or any policy: it is the device (hardware) and the part of a host operating
+ * system that meets it page by page. cffi reads this file as it is, so it holds plain declarations only: no
+ * inline functions, and no preprocessor beyond #include, #ifndef and #define of the guard.
+ *
+ * Units: sizes are bytes unless a name says pages, sectors or frames. A page is 4096 bytes, a poison line 64.
+ * A DPA (device physical address) is a byte offset into the advertised capacity.
+ *
+ * Codes: functions that can fail return 0 or a negative code of enum cram_code; results leave through the last
+ * parameter and are untouched after a failure. cram_error_detail() then holds one sentence that names the
+ * offending value. The data plane (read, write, discard of a page) reports nothing of the fate of a write; only
+ * the control plane does.
+ *
+ * Threads: every function may be called from any thread at any time, also while another thread closes the object. Only
+ * cram_free() and cram_map_free() demand that all use of the handle has ended.
+ *
+ * Fork: a child inherits nothing usable. Its copy of a mapping is gone (MADV_DONTFORK: touching it is a clean
+ * SIGSEGV), and every call on the inherited device answers CRAM_EFORKED or, in the data plane, moves no byte.
+ */
+#ifndef CRAM_H
+#define CRAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- codes ---------------------------------------------------------------------------------------------- */
+
+/* One list (error.h) makes the codes, their names and their texts; errors.py holds an exception for each. */
+struct cram_error_info {
+	int code;         /* negative */
+	const char *name; /* "EINVAL": the enumerator without its prefix */
+	const char *text; /* what went wrong, in general */
+};
+
+/* The i-th error, or NULL past the end. Static storage. */
+const struct cram_error_info *cram_error_at(size_t i);
+/* What the calling thread's last failed call had to say, naming the value. Valid until that thread's next call. */
+const char *cram_error_detail(void);
+
+/* ---- the device: parameters, lifetime ------------------------------------------------------------------- */
+
+typedef struct cram_device cram_device;
+
+enum cram_codec { CRAM_CODEC_NONE = 0, CRAM_CODEC_LZ4 = 1, CRAM_CODEC_ZSTD = 2 };
+
+/* Geometry and behaviour, fixed at creation. cram_params_default() fills in every field. */
+struct cram_params {
+	uint64_t advertised;     /* 1 MiB to 1 TiB, a multiple of 4096 */
+	uint64_t real;           /* 4096 to advertised, a multiple of sector; at most 2^32 - 2 sectors */
+	uint32_t sector;         /* 64 to 4096, a power of two: the media's allocation unit */
+	uint32_t block;          /* 1024, 2048 or 4096: bytes compressed together */
+	uint32_t codec;          /* enum cram_codec */
+	int32_t level;           /* lz4: acceleration 1 to 65537; zstd: level 1 to 19; none: 0 */
+	uint32_t largest_stored; /* a page that compresses to more than this is stored raw; 0 to 4096 */
+	uint32_t poison_limit;   /* poison records kept, 1 to 1024 */
+	uint64_t low_remaining;  /* lthresh when the remaining real capacity falls to this or below; 0: off */
+	uint64_t high_remaining; /* hthresh when it has risen to this or above; >= low_remaining */
+	uint32_t low_ratio;      /* lthresh when the ratio (per mille) falls to this or below; 0: off */
+	uint32_t high_ratio;     /* hthresh when it has risen to this or above; >= low_ratio */
+	int32_t signal;          /* raised for interrupts where a handler is installed; 0: none */
+};
+
+/* Fills *params: 8 GiB advertised, 1 GiB real, 64-byte sectors, 4 KiB blocks, lz4 at acceleration 1, thresholds
+ * at 10 % and 20 % of the real capacity, ratio thresholds off, signal SIGRTMIN + 12. largest_stored and the
+ * thresholds follow the fields already set: call it with advertised, real and sector set, or 0 for the
+ * defaults. */
+void cram_params_default(struct cram_params *params);
+
+/* Creates a device in a new file at path (CRAM_EEXIST when there is one; removed again on failure), or, with
+ * path NULL, in anonymous shared memory that lives as long as somebody has it open. The caller becomes its
+ * first client. */
+int cram_create(const char *path, const struct cram_params *params, cram_device **device);
+/* Joins the device at path as a further client, after recovering what dead clients left. CRAM_EFORMAT: foreign
+ * or truncated; CRAM_EVERSION: written by a newer version; CRAM_EBUSY: every client slot taken. */
+int cram_open(const char *path, cram_device **device);
+/* Leaves the device: CRAM_EBUSY while a mapping exists (and nothing happens). Waiters in cram_event_wait() return
+ * CRAM_ECLOSED first. The handle stays: from now on every call on it answers CRAM_ECLOSED or moves no byte, so that
+ * threads may use it while another closes. NULL, and closing twice, are accepted. */
+int cram_close(cram_device *device);
+/* Frees the handle of a closed device, which nobody uses any more. NULL is accepted. */
+void cram_free(cram_device *device);
+/* The parameters as created. */
+void cram_get_params(const cram_device *device, struct cram_params *params);
+
+/* ---- the data plane ------------------------------------------------------------------------------------- */
+
+/* Each acts on the one page that holds dpa. On a page resident in a mapping of this process they act through its
+ * frame; on a page in a range that another client has mapped a read copies nothing, and a write or discard is
+ * dropped and counted (refused_writes). An address past the advertised capacity behaves the same way. */
+
+/* Posted write of a whole page: page holds 4096 bytes; returns nothing, as hardware does. No room: dropped, and
+ * the page is poison. */
+void cram_write_page(cram_device *device, uint64_t dpa, const void *page);
+/* copy_mc_to_kernel() semantics: copies up to the first poisoned 64-byte line into page (4096 bytes) and returns
+ * how many bytes were not copied, 0 on success. A page never written reads as zeros. */
+size_t cram_read_page(cram_device *device, uint64_t dpa, void *page);
+/* Gives the capacity of whole pages back; they read as zeros afterwards. dpa and length in multiples of 4096. */
+void cram_discard(cram_device *device, uint64_t dpa, uint64_t length);
+
+/* ---- registers and commands ----------------------------------------------------------------------------- */
+
+struct cram_registers {
+	uint64_t advertised;
+	uint64_t real;           /* whole sectors of it */
+	uint64_t used;           /* bytes of media in use: used sectors times the sector size */
+	uint64_t remaining;      /* real - used */
+	uint64_t peak;           /* largest used so far */
+	uint64_t dirty_frames;   /* frames newer than the media, all clients: by so many pages used may lag */
+	uint64_t pages_stored;   /* compressed pages in the media */
+	uint64_t pages_raw;      /* pages stored as they are */
+	uint64_t pages_zero;     /* pages written with zeros: no sectors */
+	uint64_t pages_same;     /* pages of one repeated 8-byte word: no sectors */
+	uint64_t payload;        /* bytes of stored form in the media; used - payload is lost to rounding */
+	uint64_t ratio;          /* per mille: (stored + raw + zero + same pages) * 4096 / used; 0 when none used */
+	uint64_t dropped_writes; /* writes that found no room */
+	uint64_t refused_writes; /* writes to a page that another client has mapped, or past the capacity */
+	uint64_t media_errors;   /* stored forms that failed their checksum */
+	uint64_t lost_pages;     /* pages poisoned because the client that held them dirty died */
+	uint64_t poisoned;       /* pages with at least one poisoned line */
+	uint64_t poison_records; /* entries of the poison list */
+	uint64_t poison_overflow; /* poisoned pages without a record: the list was full */
+	uint64_t lthresh;        /* interrupts raised, vector 12 */
+	uint64_t hthresh;        /* interrupts raised, vector 13 */
+	uint64_t events;         /* sequence number of the newest event */
+	uint64_t clients;        /* attached */
+	uint32_t pressure;       /* 0 to 1000, written by the driver; lthresh sets 1000, hthresh 0 */
+	uint32_t no_alloc;       /* 1: do not allocate; lthresh sets it, hthresh clears it */
+};
+
+/* A reading of each register; they are read one after another while the device works. */
+void cram_read_registers(const cram_device *device, struct cram_registers *registers);
+/* The driver's registers. CRAM_EINVAL: pressure over 1000. They inform; the data plane does not obey them. */
+int cram_set_pressure(cram_device *device, uint32_t pressure);
+int cram_set_no_alloc(cram_device *device, int on);
+/* New thresholds, as in struct cram_params; evaluated at once. CRAM_EINVAL changes nothing. */
+int cram_set_thresholds(cram_device *device, uint64_t low_remaining, uint64_t high_remaining,
+			uint32_t low_ratio, uint32_t high_ratio);
+
+enum cram_page_state {
+	CRAM_PAGE_EMPTY = 0, /* never written, or discarded; reads as zeros */
+	CRAM_PAGE_ZERO = 1,
+	CRAM_PAGE_SAME = 2,
+	CRAM_PAGE_STORED = 3,
+	CRAM_PAGE_RAW = 4,
+	CRAM_PAGE_POISON = 5, /* no data: a dropped write, damaged media, or a dead client's newer copy */
+};
+
+struct cram_page_info {
+	uint32_t state;     /* enum cram_page_state */
+	uint32_t length;    /* bytes of stored form */
+	uint32_t sectors;   /* sectors held */
+	uint32_t dirty;     /* 1: a frame somewhere is newer */
+	uint32_t resident;  /* 1: a frame of this process holds it */
+	uint64_t poisoned;  /* bit i: line i is poisoned */
+	uint64_t media;     /* offset of its first sector in the device object; 0 when it has none */
+};
+
+/* What the page map says of the page that holds dpa. CRAM_EINVAL: past the capacity. */
+int cram_page_info(cram_device *device, uint64_t dpa, struct cram_page_info *info);
+
+/* Recomputes sectors, counters and the poison list from the page map, with every client held at a page boundary
+ * meanwhile. CRAM_ETIMEDOUT: a stopped client is in the middle of a page; nothing changed. */
+int cram_rebuild(cram_device *device);
+/* Poisons dirty pages of dead clients and frees what they held; *dead (may be NULL) says how many there were. */
+int cram_reap(cram_device *device, uint32_t *dead);
+/* The descriptor of the device object, owned by the device. For tests that damage it, and for fd passing. */
+int cram_fd(const cram_device *device);
+
+/* ---- poison --------------------------------------------------------------------------------------------- */
+
+enum cram_poison_source {
+	CRAM_POISON_DROPPED = 1,  /* a write found no room */
+	CRAM_POISON_INJECTED = 2,
+	CRAM_POISON_MEDIA = 3,    /* a stored form failed its checksum */
+	CRAM_POISON_LOST = 4,     /* its newest copy died with a client */
+};
+
+struct cram_poison_record {
+	uint64_t dpa;
+	uint32_t length; /* bytes: 64 for an injected line, 4096 for a page */
+	uint32_t source; /* enum cram_poison_source */
+};
+
+/* Poisons or clears the 64 bytes at dpa (kernel: drivers/cxl/core/mbox.c, debugfs inject_poison, clear_poison).
+ * CRAM_EINVAL: not a multiple of 64 or past the capacity. Inject: CRAM_EBUSY when the list is full (nothing
+ * changed); poisoning twice is fine. Clear writes zeros to the 64 bytes; a line that is not poisoned is zeroed
+ * too, as the CXL command does. A frame that holds the page, in this or another process, is written back and
+ * dropped first; CRAM_ETIMEDOUT when its process does not answer. */
+int cram_inject_poison(cram_device *device, uint64_t dpa);
+int cram_clear_poison(cram_device *device, uint64_t dpa);
+/* Copies at most n records in ascending order of dpa, returns how many there are. */
+size_t cram_poison_list(cram_device *device, struct cram_poison_record *records, size_t n);
+
+/* ---- interrupts ----------------------------------------------------------------------------------------- */
+
+enum cram_vector { CRAM_LTHRESH = 12, CRAM_HTHRESH = 13 };
+enum cram_cause { CRAM_CAUSE_REMAINING = 1, CRAM_CAUSE_RATIO = 2 };
+
+struct cram_event {
+	uint64_t sequence;  /* 1 for the device's first, no gaps */
+	uint64_t time_ns;   /* CLOCK_MONOTONIC when it was raised */
+	uint64_t remaining; /* registers as they were then */
+	uint64_t ratio;
+	uint32_t vector;    /* enum cram_vector */
+	uint32_t cause;     /* enum cram_cause */
+};
+
+/* Waits for the event after *sequence, stores it and advances *sequence. timeout_ms < 0: for ever.
+ * CRAM_ETIMEDOUT; CRAM_ECLOSED: the device is closing. CRAM_EOVERFLOW: the ring (4096 events) has lapped the
+ * reader; *sequence then stands before the oldest event still held, and the gap is the number lost. */
+int cram_event_wait(cram_device *device, uint64_t *sequence, int timeout_ms, struct cram_event *event);
+/* An eventfd that counts this device's interrupts, from now on; owned by the device. */
+int cram_event_fd(cram_device *device);
+
+/* ---- the mapping ---------------------------------------------------------------------------------------- */
+
+typedef struct cram_map cram_map;
+
+enum cram_delivery { CRAM_MONITOR = 0, CRAM_INLINE = 1 };
+
+struct cram_map_params {
+	uint64_t dpa;          /* first byte mapped, a multiple of 4096 */
+	uint64_t length;       /* a multiple of 4096 */
+	uint64_t window;       /* bytes of resident frames at most, at least 64 KiB, a multiple of 4096 */
+	uint32_t delivery;     /* enum cram_delivery */
+	uint32_t writeback_ms; /* period of the write-back; 0: off */
+};
+
+/* Maps a range of the device as memory of this process: loads and stores, poison as SIGBUS (BUS_MCEERR_AR, the
+ * exact address, lsb 12) in the thread that touched it. Claims the range: CRAM_EBUSY when part of it is taken.
+ * CRAM_EPERM: userfaultfd is not permitted. CRAM_ENOSYS: this kernel lacks a feature, the detail names it.
+ * CRAM_ENOMEM. Monitor delivery serves the kernel's own accesses (read(2) into the mapping); with inline delivery
+ * a system call on a page that is not resident fails with EFAULT. Installs the process's SIGBUS handler. */
+int cram_map_create(cram_device *device, const struct cram_map_params *params, cram_map **map);
+/* Writes every dirty frame back, gives the range up and unmaps it. The caller has made sure that nobody touches the
+ * memory any more; a thread that does gets SIGSEGV, or SIGBUS. Once only, by one thread; the handle stays, and
+ * answers CRAM_ECLOSED. NULL is accepted. */
+void cram_unmap(cram_map *map);
+/* Frees the handle of an unmapped mapping, before its device's is freed. NULL is accepted. */
+void cram_map_free(cram_map *map);
+void *cram_map_address(const cram_map *map);
+
+/* Writes the dirty frames of [offset, offset + length) back and returns when all that were dirty at the call are in
+ * the media (or dropped: the device does not say). Frames stay resident. CRAM_EINVAL: outside the mapping. */
+int cram_flush(cram_map *map, uint64_t offset, uint64_t length);
+/* Makes the pages resident and writable and keeps them so, for O_DIRECT and io_uring, which write to the frame
+ * behind the page tables' back. Pinned frames count as dirty; a flush stores a snapshot of them. Nests.
+ * CRAM_ENOMEM: more than the window less an eviction batch would be pinned; CRAM_EPOISON: a page is poisoned;
+ * nothing is pinned then. cram_unpin() takes the same range; CRAM_EINVAL when it is not pinned. */
+int cram_pin(cram_map *map, uint64_t offset, uint64_t length);
+int cram_unpin(cram_map *map, uint64_t offset, uint64_t length);
+
+struct cram_map_stats {
+	uint64_t resident;       /* frames */
+	uint64_t dirty;          /* frames newer than the media */
+	uint64_t window;         /* frames at most */
+	uint64_t read_faults;
+	uint64_t write_faults;   /* missing pages written to */
+	uint64_t protect_faults; /* first writes to clean resident pages */
+	uint64_t prefetched;     /* pages brought in by fault-around */
+	uint64_t evicted;
+	uint64_t written_back;   /* pages compressed, for whatever reason */
+	uint64_t poison_faults;  /* SIGBUS for poison */
+	uint64_t handler_restored; /* times the program's own SIGBUS handler was found in front of ours */
+};
+
+void cram_map_read_stats(const cram_map *map, struct cram_map_stats *stats);
+
+/* What userfaultfd offers this process. */
+struct cram_uffd_info {
+	int available;        /* 0, or the negative errno of userfaultfd(2) */
+	int kernel_faults;    /* 1: the kernel's own accesses can be served (monitor delivery) */
+	uint64_t features;    /* bits as of UFFDIO_API */
+	int sigbus, write_protect, poison, move, exact_address; /* 1: offered */
+};
+void cram_uffd_probe(struct cram_uffd_info *info);
+
+/* ---- the codec alone, for oracles in tests --------------------------------------------------------------- */
+
+/* The stored form of a page under params: state (an enum cram_page_state), and for a stored or raw page its bytes
+ * in form (4096 bytes) and their number in *length; for a same-filled page its 8-byte word. Nothing is allocated
+ * in a device. */
+int cram_encode(const struct cram_params *params, const void *page, void *form, uint32_t *length);
+
+/* ---- the measuring loops --------------------------------------------------------------------------------- */
+
+/* Loops to time, on memory that the caller gives: what is behind it (a mapping of a device, kernel swap, ordinary
+ * memory) they do not know, so that whatever is compared runs the very same code. They do not allocate inside the
+ * timed part. Contents, addresses and written values are functions of the seed and of a position; verification
+ * computes them anew, outside the timed part. */
+
+/* A page holds one 8-byte word of its own, repeated, and then low to high bytes of entropy up to its end (low == high:
+ * every page that much; else by page, evenly spread). */
+struct cram_lab_range {
+	void *memory;     /* pages * 4096 bytes, page-aligned, owned by the caller */
+	uint64_t pages;   /* 1 to 2^32 */
+	uint64_t seed;
+	uint32_t low;     /* multiples of 8, at most 4096 */
+	uint32_t high;
+	uint32_t threads; /* 1 to 64, the calling thread among them */
+};
+
+struct cram_lab_result {
+	uint64_t elapsed_ns; /* from the first thread's start to the last one's end, CLOCK_MONOTONIC */
+	uint64_t wrong;      /* what differs from the expected contents: 0, or pages, or threads whose reads did */
+};
+
+/* Each answers CRAM_EINVAL for a range outside the limits above and CRAM_ENOMEM when it cannot have its threads or
+ * its tables; the memory is untouched then. Two calls at a time must not work on one range. */
+
+/* Writes every page whole, in address order; each thread its own part of the range. */
+int cram_lab_fill(const struct cram_lab_range *range, struct cram_lab_result *result);
+/* Reads the first 8 bytes of every page, in address order; each thread its own part of the range. Expects the
+ * contents of cram_lab_fill(). */
+int cram_lab_scan(const struct cram_lab_range *range, struct cram_lab_result *result);
+/* One 8-byte access each to words drawn from all of the range, each timed by itself into latency_ns (one entry
+ * an access, saturating). The accesses are shared out among the threads, each with a stream of its own; no two
+ * threads touch the same word. Reads expect the contents of cram_lab_fill(). */
+int cram_lab_random_read(const struct cram_lab_range *range, uint64_t accesses, uint32_t *latency_ns,
+			 struct cram_lab_result *result);
+int cram_lab_random_write(const struct cram_lab_range *range, uint64_t accesses, uint32_t *latency_ns,
+			  struct cram_lab_result *result);
+/* Compares every byte with what cram_lab_fill() and one cram_lab_random_write() of so many accesses (0: none) left
+ * there, both with this range. */
+int cram_lab_verify(const struct cram_lab_range *range, uint64_t accesses, struct cram_lab_result *result);
+/* Random accesses with nothing else in the timed part, each an 8-byte read and an 8-byte write to another page:
+ * with memory that is resident, this is what a load and a store cost. stream tells one run's addresses and values
+ * from the next one's; two ranges that have seen the same runs hold the same bytes. One thread; wrong stays 0. */
+int cram_lab_hot(const struct cram_lab_range *range, uint64_t stream, uint64_t accesses,
+		 struct cram_lab_result *result);
+
+/* The limit of any such device: decompresses a store of the range's pages, each compressed by lz4 alone and laid
+ * back to back in *store bytes, into the range in address order. The store is made before and verified after the
+ * timed part. One thread. */
+int cram_lab_decompress(const struct cram_lab_range *range, uint64_t *store, struct cram_lab_result *result);
+/* Copies pages * 4096 bytes page by page. */
+void cram_lab_copy(void *to, const void *from, uint64_t pages, struct cram_lab_result *result);
+/* Touches so many bytes of ordinary memory, without huge pages, and frees them: a first touch of memory that the
+ * host of a virtual machine has not handed out yet costs far more than any later one. */
+int cram_lab_touch(uint64_t bytes);
+
+#endif

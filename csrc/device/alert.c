@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+#include "alert.h"
+
+#include "futex.h"
+
+void alert_set(struct alert *alert, uint64_t sectors, uint32_t sector_size, uint64_t low_remaining,
+	       uint64_t high_remaining, uint32_t low_ratio, uint32_t high_ratio)
+{
+	uint64_t low_sectors = low_remaining / sector_size;
+	uint64_t high_sectors = (high_remaining + sector_size - 1) / sector_size;
+
+	alert->low_used = low_remaining == 0 ? UINT64_MAX : low_sectors >= sectors ? 0 : sectors - low_sectors;
+	alert->high_used = high_sectors >= sectors ? 0 : sectors - high_sectors;
+	alert->low_remaining = low_remaining;
+	alert->high_remaining = high_remaining;
+	alert->low_ratio = low_ratio;
+	alert->high_ratio = high_ratio;
+}
+
+static void push(struct alert *alert, enum cram_vector vector, enum cram_cause cause,
+		 const struct alert_reading *reading)
+{
+	uint64_t sequence = atomic_load_explicit(&alert->head, memory_order_relaxed) + 1;
+	struct alert_slot *slot = &alert->ring[sequence % ALERT_RING];
+
+	atomic_store(&slot->sequence, 0);
+	atomic_thread_fence(memory_order_release);
+	slot->event = (struct cram_event){ .sequence = sequence,
+					   .time_ns = now_ns(),
+					   .remaining = reading->remaining,
+					   .ratio = reading->ratio,
+					   .vector = vector,
+					   .cause = cause };
+	atomic_store(&slot->sequence, sequence);
+	atomic_fetch_add(&alert->raised[vector == CRAM_LTHRESH ? 0 : 1], 1);
+	atomic_store(&alert->head, sequence);
+}
+
+/* The latch a reading asks for: closed at or past low, open at or past high, else as it is. */
+static uint32_t wanted(const struct alert *alert, uint32_t latches, const struct alert_reading *reading)
+{
+	if (reading->used >= alert->low_used)
+		latches |= ALERT_LATCH_REMAINING;
+	else if (alert->low_used == UINT64_MAX || reading->used <= alert->high_used)
+		latches &= ~(uint32_t)ALERT_LATCH_REMAINING;
+	if (alert->low_ratio != 0 && reading->ratio != 0 && reading->ratio <= alert->low_ratio)
+		latches |= ALERT_LATCH_RATIO;
+	else if (alert->low_ratio == 0 || reading->ratio == 0 || reading->ratio >= alert->high_ratio)
+		latches &= ~(uint32_t)ALERT_LATCH_RATIO;
+	return latches;
+}
+
+bool alert_evaluate(struct alert *alert, alert_read_fn *read, void *arg)
+{
+	bool raised = false;
+
+	for (;;) {
+		uint32_t old = atomic_load(&alert->latches);
+		struct alert_reading reading;
+		uint32_t latches, changed;
+
+		read(arg, &reading);
+		latches = wanted(alert, old, &reading);
+		changed = latches ^ old;
+		if (changed == 0)
+			return raised;
+		atomic_store(&alert->latches, latches);
+		/* The device's own answer, before anybody is told: a driver finds the bits set. */
+		if (latches & changed) {
+			atomic_store(&alert->pressure, 1000);
+			atomic_store(&alert->no_alloc, 1);
+		} else if (latches == 0) {
+			atomic_store(&alert->pressure, 0);
+			atomic_store(&alert->no_alloc, 0);
+		}
+		if (changed & ALERT_LATCH_REMAINING)
+			push(alert, latches & ALERT_LATCH_REMAINING ? CRAM_LTHRESH : CRAM_HTHRESH,
+			     CRAM_CAUSE_REMAINING, &reading);
+		if (changed & ALERT_LATCH_RATIO)
+			push(alert, latches & ALERT_LATCH_RATIO ? CRAM_LTHRESH : CRAM_HTHRESH, CRAM_CAUSE_RATIO,
+			     &reading);
+		raised = true;
+	}
+}
+
+bool alert_get(const struct alert *alert, uint64_t sequence, struct cram_event *event)
+{
+	const struct alert_slot *slot = &alert->ring[sequence % ALERT_RING];
+
+	if (atomic_load(&slot->sequence) != sequence)
+		return false;
+	*event = slot->event;
+	/* A writer that has lapped us zeroes the sequence before it touches the event. */
+	atomic_thread_fence(memory_order_acquire);
+	return atomic_load(&slot->sequence) == sequence;
+}

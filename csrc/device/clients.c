@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: MIT */
+#include "clients.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* How often who waits below the gate asks whether its owner still lives. */
+#define GATE_NS 50000000
+
+static char *put_decimal(char *to, uint32_t n)
+{
+	char digits[12];
+	int i = 0;
+
+	do
+		digits[i++] = (char)('0' + n % 10);
+	while ((n /= 10) > 0);
+	while (i > 0)
+		*to++ = digits[--i];
+	return to;
+}
+
+/* The state letter, the number of threads and the start time of a process, from /proc/PID/stat (proc(5): fields 3, 20
+ * and 22); false when there is none. Only async-signal-safe calls. */
+static bool process_stat(uint32_t pid, char *state, uint64_t *threads, uint64_t *start_time)
+{
+	char path[32] = "/proc/";
+	char text[1024];
+	const char *at;
+	ssize_t n;
+	int fd;
+
+	memcpy(put_decimal(path + 6, pid), "/stat", 6);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return false;
+	text[n] = 0;
+	at = strrchr(text, ')');
+	if (at == NULL || at[1] != ' ')
+		return false;
+	*state = at[2];
+	*threads = 0;
+	*start_time = 0;
+	at += 2;
+	for (int field = 3; field < 22 && at != NULL; field++) {
+		at = strchr(at, ' ');
+		if (at != NULL)
+			at++;
+		if (at != NULL && field + 1 == 20)
+			*threads = strtoull(at, NULL, 10);
+		if (at != NULL && field + 1 == 22)
+			*start_time = strtoull(at, NULL, 10);
+	}
+	return at != NULL;
+}
+
+bool client_dead(const struct client *client)
+{
+	uint32_t pid = atomic_load(&client->pid);
+	uint64_t start_time, threads;
+	int saved = errno;
+	bool found;
+	char state;
+
+	if (pid == 0)
+		return true;
+	found = process_stat(pid, &state, &threads, &start_time);
+	errno = saved;
+	if (!found || start_time != atomic_load(&client->start_time))
+		return true;
+	/* A zombie runs no more; but a leader that has ended before its other threads looks like one too. */
+	return state == 'X' || (state == 'Z' && threads <= 1);
+}
+
+bool clients_holder_dead(void *arg, uint32_t word)
+{
+	const struct clients *clients = arg;
+	uint64_t start_time, threads;
+	int saved = errno;
+	bool found;
+	char state;
+
+	if (futex_holder(word) < CLIENTS_MAX)
+		return client_dead(&clients->table[futex_holder(word)]);
+	found = process_stat(futex_thread(word), &state, &threads, &start_time);
+	errno = saved;
+	return !found || state == 'Z' || state == 'X';
+}
+
+int clients_join(struct clients *clients)
+{
+	uint64_t start_time, threads;
+	char state;
+
+	if (!process_stat((uint32_t)getpid(), &state, &threads, &start_time))
+		return -1;
+	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+		struct client *client = &clients->table[i];
+
+		if (atomic_load(&clients->attached) >> i & 1)
+			continue;
+		atomic_store(&client->claim_count, 0);
+		atomic_store(&client->dirty_frames, 0);
+		atomic_store(&client->mailbox.lock.word, 0);
+		atomic_store(&client->mailbox.answered, atomic_load(&client->mailbox.asked));
+		for (unsigned j = 0; j < CLAIMS_MAX; j++)
+			atomic_store(&client->claims[j].count, 0);
+		for (unsigned j = 0; j < PLACES_MAX; j++)
+			if (atomic_load(&client->places[j].word) != 0)
+				atomic_store(&client->places[j].word, 0);
+		atomic_store(&client->start_time, start_time);
+		atomic_store(&client->pid, (uint32_t)getpid());
+		atomic_fetch_or(&clients->attached, 1ull << i);
+		return (int)i;
+	}
+	return -1;
+}
+
+void clients_leave(struct clients *clients, unsigned index)
+{
+	struct client *client = &clients->table[index];
+
+	atomic_store(&client->claim_count, 0);
+	for (unsigned i = 0; i < CLAIMS_MAX; i++)
+		atomic_store(&client->claims[i].count, 0);
+	atomic_store(&client->dirty_frames, 0);
+	atomic_fetch_and(&clients->attached, ~(1ull << index));
+	atomic_store(&client->pid, 0);
+}
+
+uint64_t clients_dead(const struct clients *clients)
+{
+	uint64_t attached = atomic_load(&clients->attached);
+	uint64_t dead = 0;
+
+	for (; attached != 0; attached &= attached - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(attached);
+
+		if (client_dead(&clients->table[i]))
+			dead |= 1ull << i;
+	}
+	return dead;
+}
+
+void client_ring(struct client *client)
+{
+	atomic_fetch_add(&client->bell, 1);
+	futex_wake_all(&client->bell);
+}
+
+void clients_ring_all(struct clients *clients)
+{
+	for (uint64_t left = atomic_load(&clients->attached); left != 0; left &= left - 1)
+		client_ring(&clients->table[__builtin_ctzll(left)]);
+}
+
+static bool overlaps(const struct claim *claim, uint64_t first, uint64_t count)
+{
+	uint64_t taken = atomic_load(&claim->count);
+	uint64_t from = atomic_load(&claim->first);
+
+	return taken != 0 && first < from + taken && from < first + count;
+}
+
+static int owner_of(const struct clients *clients, uint64_t first, uint64_t count)
+{
+	for (uint64_t left = atomic_load(&clients->attached); left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+		const struct client *client = &clients->table[i];
+		uint32_t n = atomic_load(&client->claim_count);
+
+		for (uint32_t j = 0; j < n && j < CLAIMS_MAX; j++)
+			if (overlaps(&client->claims[j], first, count))
+				return (int)i;
+	}
+	return -1;
+}
+
+int clients_owner(const struct clients *clients, uint64_t page)
+{
+	return owner_of(clients, page, 1);
+}
+
+int clients_claim(struct clients *clients, unsigned index, uint64_t first, uint64_t count)
+{
+	struct client *client = &clients->table[index];
+
+	if (owner_of(clients, first, count) >= 0)
+		return -1;
+	for (int i = 0; i < (int)CLAIMS_MAX; i++) {
+		if (atomic_load(&client->claims[i].count) != 0)
+			continue;
+		atomic_store(&client->claims[i].first, first);
+		atomic_store(&client->claims[i].count, count);
+		if (atomic_load(&client->claim_count) < (uint32_t)i + 1)
+			atomic_store(&client->claim_count, (uint32_t)i + 1);
+		return i;
+	}
+	return -2;
+}
+
+void clients_unclaim(struct clients *clients, unsigned index, int claim)
+{
+	atomic_store(&clients->table[index].claims[claim].count, 0);
+}
+
+/* Sleeps while the gate is up. False: who raised it holds the table's lock no more, being dead. */
+static bool wait_below_gate(struct clients *clients)
+{
+	while (atomic_load(&clients->gate) != 0) {
+		uint32_t word;
+
+		if (futex_wait(&clients->gate, 1, GATE_NS))
+			continue;
+		word = atomic_load(&clients->lock.word);
+		if (word == 0 || clients_holder_dead(clients, word))
+			return false;
+	}
+	return true;
+}
+
+int place_enter(struct clients *clients, unsigned index, unsigned hint)
+{
+	struct place *places = clients->table[index].places;
+	uint32_t tid = thread_id();
+
+	for (unsigned i = hint % PLACES_MAX, tries = 1;; i = (i + 1) % PLACES_MAX, tries++) {
+		uint32_t free = 0;
+
+		if (atomic_compare_exchange_strong(&places[i].word, &free, tid)) {
+			/* Seen by who raises the gate, or the gate seen here: both are sequentially consistent. */
+			if (atomic_load(&clients->gate) == 0)
+				return (int)i;
+			atomic_store(&places[i].word, 0);
+			if (!wait_below_gate(clients))
+				return -1;
+		}
+		if (tries % PLACES_MAX == 0)
+			sleep_ns(20000);
+	}
+}
+
+void place_leave(struct clients *clients, unsigned index, unsigned place)
+{
+	atomic_store_explicit(&clients->table[index].places[place].word, 0, memory_order_release);
+}
+
+void place_park(struct clients *clients, unsigned index, unsigned place)
+{
+	atomic_store(&clients->table[index].places[place].word, PLACE_PARKED | thread_id());
+}
+
+bool place_unpark(struct clients *clients, unsigned index, unsigned place)
+{
+	_Atomic uint32_t *word = &clients->table[index].places[place].word;
+
+	for (;;) {
+		atomic_store(word, thread_id());
+		if (atomic_load(&clients->gate) == 0)
+			return true;
+		atomic_store(word, PLACE_PARKED | thread_id());
+		if (!wait_below_gate(clients))
+			return false;
+	}
+}
+
+static bool client_runs(const struct client *client)
+{
+	for (unsigned i = 0; i < PLACES_MAX; i++) {
+		uint32_t word = atomic_load(&client->places[i].word);
+
+		if (word != 0 && !(word & PLACE_PARKED))
+			return true;
+	}
+	return false;
+}
+
+bool places_still(struct clients *clients, uint64_t timeout_ns)
+{
+	uint64_t deadline = now_ns() + timeout_ns;
+
+	for (uint64_t left = atomic_load(&clients->attached); left != 0; left &= left - 1) {
+		const struct client *client = &clients->table[__builtin_ctzll(left)];
+
+		while (client_runs(client) && !client_dead(client)) {
+			if (now_ns() > deadline)
+				return false;
+			sleep_ns(50000);
+		}
+	}
+	return true;
+}
+
+void gate_raise(struct clients *clients)
+{
+	atomic_store(&clients->gate, 1);
+}
+
+void gate_lower(struct clients *clients)
+{
+	atomic_store(&clients->gate, 0);
+	futex_wake_all(&clients->gate);
+}

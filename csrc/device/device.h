@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * device.h - the hardware: the shared object composed of its leaves, and page operations on it.
+ *
+ * It knows nothing of mappings, frames and signals of the host: a host that keeps newer copies of pages says so with
+ * device_mark_dirty(), and calls these functions as a driver would.
+ *
+ * A thread works on pages between device_enter() and device_leave(), with all signals blocked, and locks each page it
+ * touches. Lock order: page locks (blocking only while none is held; more by trylock) - poison lock - alert lock. The
+ * clients' lock is taken only outside, or parked.
+ */
+#ifndef CRAM_DEVICE_H
+#define CRAM_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "alert.h"
+#include "clients.h"
+#include "codec.h"
+#include "cram.h"
+#include "media.h"
+#include "pagemap.h"
+#include "poison.h"
+
+struct superblock;
+
+/* What this process keeps of an open device. */
+struct device {
+	int fd;
+	uint8_t *base;
+	struct superblock *super;
+	struct clients *clients;
+	struct alert *alert;
+	struct poison_list *poison;
+	struct pagemap map;
+	struct media media;
+	struct codec codec;
+	unsigned client;      /* our slot */
+	struct client *self;
+	uint8_t *scratch;     /* PLACES_MAX places of scratch_stride bytes */
+	size_t scratch_stride;
+};
+
+#define DEVICE_BATCH 32u
+
+/* One thread's stay in the device: its place and private memory. */
+struct op {
+	struct device *device;
+	unsigned place;
+	bool ready;
+	uint64_t cursor;           /* where its last search for sectors ended */
+	struct codec_space space;
+	uint8_t *form;             /* 4096 bytes: stored forms */
+	uint8_t *page;             /* 4096 bytes: one page */
+	uint8_t *batch;            /* DEVICE_BATCH pages, for the host */
+};
+
+int device_create(const char *path, const struct cram_params *params, struct device *device);
+int device_open(const char *path, struct device *device);
+/* Leaves the device. In a child of fork (forked), only unmaps it. */
+void device_close(struct device *device, bool forked);
+const struct cram_params *device_params(const struct device *device);
+
+/* Never fails; may wait below the gate. The op is the caller's until device_leave(). */
+struct op *device_enter(struct device *device);
+void device_leave(struct op *op);
+
+void device_lock_page(struct op *op, uint64_t page);
+bool device_trylock_page(struct op *op, uint64_t page);
+void device_unlock_page(struct op *op, uint64_t page);
+
+/* All of these act on a page that op has locked. */
+
+/* Copies up to the first poisoned line into to; returns the bytes not copied. */
+size_t device_load(struct op *op, uint64_t page, uint8_t *to);
+/* Is a line of it poisoned, as far as the page map says? */
+bool device_poisoned(const struct op *op, uint64_t page);
+/* Stores the page and clears DIRTY. False: no room, and the page is poison now. from must not change meanwhile. */
+bool device_store(struct op *op, uint64_t page, const uint8_t *from);
+/* Gives its capacity back; the page is EMPTY and clean. */
+void device_drop(struct op *op, uint64_t page);
+/* A frame is newer than the media, or no more (device_store() says so itself). */
+void device_mark_dirty(struct op *op, uint64_t page, bool dirty);
+/* Line of a page that no frame holds: CRAM_EBUSY when the poison list is full. */
+int device_inject(struct op *op, uint64_t page, unsigned line);
+void device_clear(struct op *op, uint64_t page, unsigned line);
+
+/* Does another client own the page? Exact while op holds the page's lock. */
+bool device_foreign(struct op *op, uint64_t page);
+void device_count_refused(struct device *device);
+
+/* These need no op, and must not be called within one. Signals blocked. */
+
+int device_claim(struct device *device, uint64_t first, uint64_t count, int *claim);
+void device_unclaim(struct device *device, int claim);
+int device_rebuild(struct device *device);
+int device_reap(struct device *device, uint32_t *dead);
+int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_t high_remaining,
+			  uint32_t low_ratio, uint32_t high_ratio);
+/* Compares the levels with the thresholds and raises what is due. */
+void device_evaluate_alerts(struct device *device);
+/* Asks the client that owns the page at dpa to carry out a request, and waits for its answer. CRAM_ENOENT: nobody
+ * else owns it (any more); CRAM_ETIMEDOUT. */
+int device_request(struct device *device, enum request_kind kind, uint64_t dpa);
+/* The owner's side: the number of the newest request; when it is not last, what it asks. */
+uint32_t device_next_request(struct device *device, uint32_t last, enum request_kind *kind, uint64_t *dpa);
+void device_answer(struct device *device, uint32_t number, int result);
+/* The first page at or after this one that the page map may hold something of; the number of pages when none. */
+uint64_t device_next_used(const struct device *device, uint64_t page);
+
+void device_read_registers(const struct device *device, struct cram_registers *registers);
+size_t device_poison_list(struct device *device, struct cram_poison_record *records, size_t n);
+void device_page_info(struct op *op, uint64_t page, struct cram_page_info *info);
+
+#endif

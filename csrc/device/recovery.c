@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "recovery.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#include "error.h"
+#include "layout.h"
+
+#define STILL_TIMEOUT_NS 2000000000ull
+
+int recovery_lock(struct device *device)
+{
+	int code = 0;
+
+	/* A dead owner may have left the gate up over half a rebuild: nobody else works until it is done again. */
+	if (futex_lock(&device->clients->lock, futex_name(device->client, thread_id()), clients_holder_dead,
+		       device->clients) ||
+	    atomic_load(&device->clients->gate) != 0) {
+		code = recovery_run(device, NULL);
+		if (code != 0)
+			recovery_unlock(device);
+	}
+	return code;
+}
+
+void recovery_unlock(struct device *device)
+{
+	futex_unlock(&device->clients->lock);
+}
+
+/* Zeroes a part of the object by giving its memory back. */
+static void clear_part(struct device *device, uint64_t from, uint64_t to)
+{
+	if (fallocate(device->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)(to - from)) != 0)
+		memset(device->base + from, 0, to - from);
+}
+
+/* What a page that lost its data becomes. */
+static void lose(struct device *device, uint64_t page, enum cram_poison_source source, uint64_t keep)
+{
+	bool recorded;
+
+	poison_remove(device->poison, page << PAGE_SHIFT, PAGE_SIZE);
+	recorded = poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, source);
+	device->map.checks[page] = UINT32_MAX;
+	atomic_store(&device->map.entries[page], entry_make(CRAM_PAGE_POISON, UINT32_MAX, 0) | keep |
+							 (recorded ? ENTRY_RECORDED : 0));
+	if (source == CRAM_POISON_LOST)
+		atomic_fetch_add(&device->super->lost_pages, 1);
+	else
+		atomic_fetch_add(&device->super->media_errors, 1);
+}
+
+/* Claims the sectors of a page; false when its chain is broken. */
+static bool claim_chain(struct device *device, uint64_t page, uint64_t entry)
+{
+	uint32_t count = media_sectors_for(&device->media, entry_length(entry));
+
+	return count == 0 || media_chain_claim(&device->media, entry_first(entry), count, entry & ENTRY_RUN,
+					       (uint32_t)page);
+}
+
+static bool record_of_page(const struct device *device, uint64_t page)
+{
+	for (uint32_t i = 0; i < device->poison->count; i++)
+		if (device->poison->records[i].dpa >> PAGE_SHIFT == page)
+			return true;
+	return false;
+}
+
+static void count_page(struct device *device, uint64_t page)
+{
+	struct stripe *sum = &device->super->stripes[0];
+	uint64_t entry = pagemap_entry(&device->map, page);
+	enum cram_page_state state = entry_state(entry);
+
+	if ((entry & ENTRY_RECORDED) && !record_of_page(device, page)) {
+		entry &= ~ENTRY_RECORDED;
+		atomic_store(&device->map.entries[page], entry);
+	}
+	if (state != CRAM_PAGE_EMPTY)
+		sum->pages[state] += 1;
+	sum->payload += entry_length(entry);
+	if (state == CRAM_PAGE_POISON || (entry & ENTRY_RECORDED))
+		sum->poisoned += 1;
+	if (state == CRAM_PAGE_POISON && !(entry & ENTRY_RECORDED))
+		device->super->poison_overflow += 1;
+}
+
+static bool gone(const struct device *device, uint64_t dead, int client)
+{
+	return client < 0 || client >= (int)CLIENTS_MAX || (dead >> client & 1) ||
+	       !(atomic_load(&device->clients->attached) >> client & 1);
+}
+
+static void rebuild_page(struct device *device, uint64_t page, uint64_t dead)
+{
+	uint64_t entry = pagemap_entry(&device->map, page);
+	bool lost = false;
+
+	if (entry == 0)
+		return;
+	if ((entry & ENTRY_LOCK) && gone(device, dead, (int)entry_holder(entry))) {
+		lost = entry & ENTRY_BUSY;
+		entry &= ~(ENTRY_LOCK | ENTRY_BUSY | ENTRY_HOLDER);
+	}
+	if ((entry & ENTRY_DIRTY) && gone(device, dead, clients_owner(device->clients, page))) {
+		lost = true;
+		entry &= ~ENTRY_DIRTY;
+	}
+	atomic_store(&device->map.entries[page], entry);
+	if (lost)
+		lose(device, page, CRAM_POISON_LOST, 0);
+	else if (entry_state(entry) > CRAM_PAGE_POISON || !claim_chain(device, page, entry))
+		lose(device, page, CRAM_POISON_MEDIA, entry & (ENTRY_LOCK | ENTRY_DIRTY | ENTRY_HOLDER));
+	count_page(device, page);
+}
+
+static void rebuild_pages(struct device *device, uint64_t dead)
+{
+	/* The page map is sparse: at each of its own pages, skip what is not there. */
+	for (uint64_t page = 0; page < device->map.pages; page++) {
+		if (page % (PAGE_SIZE / sizeof(uint64_t)) == 0)
+			page = device_next_used(device, page);
+		if (page < device->map.pages)
+			rebuild_page(device, page, dead);
+	}
+}
+
+/* Records of pages that are not poisoned, or stand twice. */
+static void prune_records(struct device *device)
+{
+	struct poison_list *list = device->poison;
+
+	if (list->count > POISON_RECORDS_MAX)
+		list->count = 0;
+	for (uint32_t i = 0; i < list->count;) {
+		uint64_t page = list->records[i].dpa >> PAGE_SHIFT;
+		bool whole = list->records[i].length == PAGE_SIZE;
+		uint64_t entry = page < device->map.pages ? pagemap_entry(&device->map, page) : 0;
+
+		if ((entry & ENTRY_RECORDED) && whole == (entry_state(entry) == CRAM_PAGE_POISON))
+			i++;
+		else
+			list->records[i] = list->records[--list->count];
+	}
+	poison_dedupe(list);
+}
+
+int recovery_run(struct device *device, uint32_t *dead)
+{
+	const struct geometry *geometry = &device->super->geometry;
+	struct superblock *super = device->super;
+	uint64_t gone_clients;
+	bool was_raised = atomic_load(&device->clients->gate) != 0;
+
+	gate_raise(device->clients);
+	if (!places_still(device->clients, STILL_TIMEOUT_NS)) {
+		/* Over a rebuild that another began, the gate stays: its half must not be used. */
+		if (!was_raised)
+			gate_lower(device->clients);
+		return cram_fail(CRAM_ETIMEDOUT, "a stopped process is in the middle of a page of this device");
+	}
+	gone_clients = clients_dead(device->clients);
+	atomic_store(&super->used, 0);
+	clear_part(device, geometry->bitmap, geometry->map);
+	memset((void *)super->stripes, 0, sizeof(super->stripes));
+	atomic_store(&super->poison_overflow, 0);
+	prune_records(device);
+	rebuild_pages(device, gone_clients);
+	for (uint64_t left = gone_clients; left != 0; left &= left - 1)
+		clients_leave(device->clients, (unsigned)__builtin_ctzll(left));
+	atomic_store(&super->suspect, 0);
+	gate_lower(device->clients);
+	device_evaluate_alerts(device);
+	if (dead != NULL)
+		*dead = (uint32_t)__builtin_popcountll(gone_clients);
+	return 0;
+}
