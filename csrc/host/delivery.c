@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "delivery.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "../error.h"
+
+#define REGIONS_MAX 64u
+#define USER_STRIPES 16u
+#define POISON_LSB 12
+#define MESSAGES 16
+
+/* ---- the process's mappings ----------------------------------------------------------------------------- */
+
+/* What the SIGBUS handler looks an address up in. A row is in use while base is not 0. Its users are counted in
+ * stripes, so that threads that fault at once do not meet in one cache line. */
+struct region {
+	_Atomic uintptr_t base, end;
+	struct delivery *delivery;
+	struct {
+		_Alignas(64) _Atomic uint32_t n;
+	} users[USER_STRIPES];
+};
+
+static struct region regions[REGIONS_MAX];
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static unsigned stripe(void)
+{
+	return thread_id() % USER_STRIPES;
+}
+
+/* The row that holds the address, with its user counted, or NULL. */
+static struct region *enter_region(uintptr_t address)
+{
+	for (unsigned i = 0; i < REGIONS_MAX; i++) {
+		struct region *region = &regions[i];
+		uintptr_t base = atomic_load(&region->base);
+
+		if (base == 0 || address < base || address >= atomic_load(&region->end))
+			continue;
+		/* The race: delivery_stop() takes the row away between. It waits for users after that; look again. */
+		atomic_fetch_add(&region->users[stripe()].n, 1);
+		if (atomic_load(&region->base) == base && address < atomic_load(&region->end))
+			return region;
+		atomic_fetch_sub(&region->users[stripe()].n, 1);
+	}
+	return NULL;
+}
+
+static void leave_region(struct region *region)
+{
+	atomic_fetch_sub(&region->users[stripe()].n, 1);
+}
+
+static int add_region(struct delivery *delivery)
+{
+	struct pager *pager = delivery->pager;
+	int row = -1;
+
+	pthread_mutex_lock(&table_lock);
+	for (unsigned i = 0; i < REGIONS_MAX && row < 0; i++) {
+		if (atomic_load(&regions[i].base) != 0)
+			continue;
+		row = (int)i;
+		regions[i].delivery = delivery;
+		atomic_store(&regions[i].end, (uintptr_t)pager->base + (pager->pages << PAGE_SHIFT));
+		atomic_store(&regions[i].base, (uintptr_t)pager->base);
+	}
+	pthread_mutex_unlock(&table_lock);
+	return row;
+}
+
+static void remove_region(int row)
+{
+	struct region *region = &regions[row];
+
+	pthread_mutex_lock(&table_lock);
+	atomic_store(&region->end, 0);
+	for (unsigned i = 0; i < USER_STRIPES; i++)
+		while (atomic_load(&region->users[i].n) != 0)
+			sleep_ns(50000);
+	atomic_store(&region->base, 0);
+	pthread_mutex_unlock(&table_lock);
+}
+
+/* ---- the SIGBUS handler --------------------------------------------------------------------------------- */
+
+/* What the program has installed: the current one of two, so that a reader never sees half of a change. */
+static struct sigaction program_actions[2];
+static _Atomic unsigned program_current;
+static struct sigaction first_action; /* as it was before ours came first */
+static bool installed;
+static _Atomic uint64_t reasserted;
+static _Atomic bool dying;
+
+/* A handler that was installed over ours may chain to ours. What we hand on carries this in the last bytes of the
+ * siginfo, which the kernel leaves zero: who comes back with it has had his turn. */
+#define PASSED_ON 0x63616d5f70617373ull
+#define PASSED_ON_OFFSET (sizeof(siginfo_t) - sizeof(uint64_t))
+
+static void on_sigbus(int number, siginfo_t *info, void *context);
+
+static bool is_write(const ucontext_t *context)
+{
+#if defined(__x86_64__)
+	/* The page fault's error code: bit 1 is set for a write. */
+	return context->uc_mcontext.gregs[REG_ERR] & 2;
+#else
+#error "no way known to tell a write fault on this machine"
+#endif
+}
+
+/* Ends the program as the kernel would: by SIGBUS, with this siginfo, before the instruction is tried again. */
+static void die(siginfo_t *info)
+{
+	struct sigaction action = { .sa_handler = SIG_DFL };
+
+	atomic_store(&dying, true);
+	sigaction(SIGBUS, &action, NULL);
+	/* Queued while the handler has it blocked, delivered as the handler returns. A thread may send itself any
+	 * siginfo (kernel/signal.c, do_rt_tgsigqueueinfo()). */
+	syscall(SYS_rt_tgsigqueueinfo, getpid(), thread_id(), SIGBUS, info);
+}
+
+static void set_program_action(const struct sigaction *action)
+{
+	unsigned next = !atomic_load(&program_current);
+
+	program_actions[next] = *action;
+	atomic_store(&program_current, next);
+}
+
+static bool passed_on_before(const siginfo_t *info)
+{
+	uint64_t mark;
+
+	memcpy(&mark, (const char *)info + PASSED_ON_OFFSET, sizeof(mark));
+	return mark == PASSED_ON;
+}
+
+/* Calls a handler of the program's as the kernel would have, but with SIGBUS open: it may touch other pages of ours. */
+static void call_handler(const struct sigaction *action, int number, siginfo_t *info, ucontext_t *context)
+{
+	const uint64_t mark = PASSED_ON;
+	siginfo_t marked = *info;
+	sigset_t mask, before;
+
+	memcpy((char *)&marked + PASSED_ON_OFFSET, &mark, sizeof(mark));
+	sigorset(&mask, &context->uc_sigmask, &action->sa_mask);
+	sigdelset(&mask, SIGBUS);
+	pthread_sigmask(SIG_SETMASK, &mask, &before);
+	if (action->sa_flags & SA_SIGINFO)
+		action->sa_sigaction(number, &marked, context);
+	else
+		action->sa_handler(number);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Hands the signal to the program. */
+static void pass_on(int number, siginfo_t *info, ucontext_t *context)
+{
+	struct sigaction action = passed_on_before(info) ? first_action : program_actions[program_current];
+
+	if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
+		/* A fault that is ignored kills as well (kernel/signal.c, force_sig_info_to_task()). One that some
+		 * process sent may be ignored. */
+		if (action.sa_handler == SIG_DFL || info->si_code > 0)
+			die(info);
+		return;
+	}
+	if (action.sa_flags & SA_RESETHAND)
+		set_program_action(&(struct sigaction){ .sa_handler = SIG_DFL });
+	call_handler(&action, number, info, context);
+}
+
+static void deliver_poison(struct delivery *delivery, int number, uintptr_t address, ucontext_t *context)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = BUS_MCEERR_AR;
+	info.si_addr = (void *)address;
+	info.si_addr_lsb = POISON_LSB;
+	atomic_fetch_add_explicit(&delivery->poison_faults, 1, memory_order_relaxed);
+	pass_on(number, &info, context);
+}
+
+/* A SIGBUS in a monitored mapping is a poison mark. The page may have been repaired since: then try again. */
+static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t page)
+{
+	enum fault_result result = FAULT_DONE;
+
+	device_lock_page(op, pager->first + page);
+	if (!pager_resident(pager, page)) {
+		if (device_poisoned(op, pager->first + page))
+			result = FAULT_POISON;
+		else
+			pager_drop(pager, op, page, false);
+	}
+	device_unlock_page(op, pager->first + page);
+	return result;
+}
+
+static void on_sigbus(int number, siginfo_t *info, void *argument)
+{
+	uintptr_t address = (uintptr_t)info->si_addr;
+	ucontext_t *context = argument;
+	enum fault_result result;
+	struct delivery *delivery;
+	struct region *region;
+	int saved = errno;
+
+	/* si_addr means something only when the kernel raised it. */
+	region = info->si_code > 0 && !passed_on_before(info) ? enter_region(address) : NULL;
+	if (region == NULL) {
+		pass_on(number, info, context);
+	} else {
+		struct pager *pager;
+		struct op *op;
+		uint64_t page;
+
+		delivery = region->delivery;
+		pager = delivery->pager;
+		page = (address - (uintptr_t)pager->base) >> PAGE_SHIFT;
+		op = device_enter(pager->device);
+		if (delivery->monitored)
+			result = check_mark(pager, op, page);
+		else
+			result = pager_fault(pager, op, page, is_write(context));
+		device_leave(op);
+		/* Before the program's handler, which may never return. */
+		leave_region(region);
+		if (result == FAULT_POISON)
+			deliver_poison(delivery, number, address, context);
+		else if (result == FAULT_FAILED)
+			pass_on(number, info, context);
+	}
+	errno = saved;
+}
+
+static bool in_front(const struct sigaction *action)
+{
+	return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_sigbus;
+}
+
+/* Under table_lock. */
+static void install_handler(void)
+{
+	struct sigaction ours = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	struct sigaction now;
+
+	sigaction(SIGBUS, NULL, &now);
+	if (in_front(&now) || atomic_load(&dying))
+		return;
+	/* The whole handler runs with every signal blocked: nothing may interrupt a thread that holds a page. */
+	sigfillset(&ours.sa_mask);
+	if (!installed)
+		first_action = now;
+	set_program_action(&now);
+	sigaction(SIGBUS, &ours, NULL);
+	if (installed && atomic_fetch_add(&reasserted, 1) == 0) {
+		static const char text[] = "cram_emu: this program installed a SIGBUS handler after mapping a device; "
+					   "cram_emu's is in front of it again and passes on what is not its own\n";
+		ssize_t ignored = write(STDERR_FILENO, text, sizeof(text) - 1);
+
+		(void)ignored;
+	}
+	installed = true;
+}
+
+/* In a child of fork nothing of ours is mapped, and a thread that held the lock is not there to release it. */
+static void forget_regions(void)
+{
+	for (unsigned i = 0; i < REGIONS_MAX; i++) {
+		atomic_store(&regions[i].base, 0);
+		for (unsigned j = 0; j < USER_STRIPES; j++)
+			atomic_store(&regions[i].users[j].n, 0);
+	}
+	pthread_mutex_init(&table_lock, NULL);
+}
+
+__attribute__((constructor)) static void watch_fork(void)
+{
+	pthread_atfork(NULL, NULL, forget_regions);
+}
+
+static bool any_region(void)
+{
+	for (unsigned i = 0; i < REGIONS_MAX; i++)
+		if (atomic_load(&regions[i].base) != 0)
+			return true;
+	return false;
+}
+
+void delivery_reassert(void)
+{
+	pthread_mutex_lock(&table_lock);
+	if (any_region())
+		install_handler();
+	pthread_mutex_unlock(&table_lock);
+}
+
+uint64_t delivery_reasserted(void)
+{
+	return atomic_load(&reasserted);
+}
+
+/* ---- the monitor ---------------------------------------------------------------------------------------- */
+
+static void answer(struct delivery *delivery, const struct uffd_msg *message)
+{
+	struct pager *pager = delivery->pager;
+	uint64_t flags = message->arg.pagefault.flags;
+	uint64_t page = (message->arg.pagefault.address - (uintptr_t)pager->base) >> PAGE_SHIFT;
+	struct op *op;
+
+	if (message->event != UFFD_EVENT_PAGEFAULT)
+		return;
+	op = device_enter(pager->device);
+	/* Out of frames: whoever faulted is left asleep while others free memory, and the fault is tried again. */
+	while (pager_fault(pager, op, page, flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) ==
+	       FAULT_FAILED) {
+		device_leave(op);
+		sleep_ns(1000000);
+		op = device_enter(pager->device);
+	}
+	device_leave(op);
+}
+
+static void *monitor(void *argument)
+{
+	struct delivery *delivery = argument;
+	struct pollfd fds[2] = { { .fd = delivery->pager->uffd, .events = POLLIN },
+				 { .fd = delivery->stop, .events = POLLIN } };
+	struct uffd_msg messages[MESSAGES];
+
+	for (;;) {
+		ssize_t n;
+
+		if (poll(fds, 2, -1) < 0)
+			continue;
+		if (fds[1].revents != 0)
+			return NULL;
+		n = read(delivery->pager->uffd, messages, sizeof(messages));
+		for (ssize_t i = 0; i < n / (ssize_t)sizeof(messages[0]); i++)
+			answer(delivery, &messages[i]);
+	}
+}
+
+static int start_monitor(struct delivery *delivery)
+{
+	sigset_t all, before;
+	int error;
+
+	delivery->stop = eventfd(0, EFD_CLOEXEC);
+	if (delivery->stop < 0)
+		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerror(errno));
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&delivery->monitor, NULL, monitor, delivery);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (error == 0)
+		return 0;
+	close(delivery->stop);
+	return cram_fail(CRAM_ENOMEM, "no monitor thread: %s", strerror(error));
+}
+
+static void stop_monitor(struct delivery *delivery)
+{
+	eventfd_write(delivery->stop, 1);
+	pthread_join(delivery->monitor, NULL);
+	close(delivery->stop);
+}
+
+/* ---- start and stop ------------------------------------------------------------------------------------- */
+
+int delivery_start(struct delivery *delivery, struct pager *pager, bool monitored)
+{
+	int code = 0;
+
+	memset(delivery, 0, sizeof(*delivery));
+	delivery->pager = pager;
+	delivery->monitored = monitored;
+	if (monitored)
+		code = start_monitor(delivery);
+	if (code != 0)
+		return code;
+	delivery->region = add_region(delivery);
+	if (delivery->region < 0) {
+		if (monitored)
+			stop_monitor(delivery);
+		return cram_fail(CRAM_EBUSY, "this process has %u mappings already", REGIONS_MAX);
+	}
+	delivery_reassert();
+	return 0;
+}
+
+void delivery_stop(struct delivery *delivery)
+{
+	remove_region(delivery->region);
+	if (delivery->monitored)
+		stop_monitor(delivery);
+}

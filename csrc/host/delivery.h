@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * delivery.h - how a fault arrives, and how poison is delivered.
+ *
+ * It does not resolve faults; the pager does. Inline: userfaultfd raises SIGBUS in the faulting thread, and the
+ * handler calls the pager there. Monitor: a thread reads the descriptor and calls the pager for whoever sleeps; only
+ * poison marks raise SIGBUS. Both need the process's SIGBUS handler: it comes first, and passes on what is not ours.
+ *
+ * Poison reaches the program as the kernel's memory_failure() delivers it: SIGBUS, BUS_MCEERR_AR, the exact address,
+ * si_addr_lsb 12, in the thread that touched it; to the handler that the program had installed, else by the default
+ * action.
+ */
+#ifndef CRAM_DELIVERY_H
+#define CRAM_DELIVERY_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pager.h"
+
+struct delivery {
+	struct pager *pager;
+	bool monitored;
+	int region;               /* our row of the process's table */
+	int stop;                 /* eventfd that ends the monitor */
+	pthread_t monitor;
+	_Atomic uint64_t poison_faults;
+};
+
+/* Starts to deliver the pager's faults; its range is mapped and registered. delivery stays where it is until
+ * delivery_stop(). CRAM_EBUSY: too many mappings in this process; CRAM_ENOMEM. */
+int delivery_start(struct delivery *delivery, struct pager *pager, bool monitored);
+/* Ends it, and returns when no thread is inside. Faults are then not answered any more. */
+void delivery_stop(struct delivery *delivery);
+
+/* Puts our SIGBUS handler back in front of one that the program has installed since, and warns on stderr the first
+ * time. Without a preloaded shim nobody tells us of sigaction(2): called at each map, flush and write-back. */
+void delivery_reassert(void);
+/* How often that happened. */
+uint64_t delivery_reasserted(void);
+
+#endif

@@ -1,0 +1,663 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "pager.h"
+
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+#include "../error.h"
+#include "uffd.h"
+
+/* Victims of one eviction. Many, so that most faults find room: the sweep costs one in so many of them a pause. */
+#define EVICT_BATCH 128u
+/* Pages protected and compressed together by a flush. */
+#define FLUSH_BATCH 64u
+/* A gap of so many pages between victims ends a range that is protected as one: walking it would cost more. */
+#define PROTECT_GAP 512u
+
+#define AGE_PERIOD_BITS 12u
+#define AGE_PERIOD_MASK ((1u << AGE_PERIOD_BITS) - 1)
+#define AGE_EXPONENT_MAX 6u
+
+static uint64_t dpa_page(const struct pager *pager, uint64_t page)
+{
+	return pager->first + page;
+}
+
+static void *map_table(uint64_t size)
+{
+	void *table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return table == MAP_FAILED ? NULL : table;
+}
+
+static uint64_t bitmap_size(const struct pager *pager)
+{
+	return (pager->pages + 63) / 64 * 8;
+}
+
+int pager_init(struct pager *pager)
+{
+	bool sets = pageset_init(&pager->resident_set, pager->pages) && pageset_init(&pager->dirty_set, pager->pages);
+
+	pager->referenced = map_table(bitmap_size(pager));
+	pager->pinned = map_table(bitmap_size(pager));
+	pager->age = map_table(pager->pages * sizeof(*pager->age));
+	if (!sets || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
+		pager_deinit(pager);
+		return cram_fail(CRAM_ENOMEM, "no memory for the tables of a mapping of %llu pages",
+				 (unsigned long long)pager->pages);
+	}
+	pager->batch = pager->window / 8 < EVICT_BATCH ? (unsigned)(pager->window / 8) : EVICT_BATCH;
+	return 0;
+}
+
+void pager_deinit(struct pager *pager)
+{
+	pageset_deinit(&pager->resident_set);
+	pageset_deinit(&pager->dirty_set);
+	if (pager->referenced != NULL)
+		munmap(pager->referenced, bitmap_size(pager));
+	if (pager->pinned != NULL)
+		munmap(pager->pinned, bitmap_size(pager));
+	if (pager->age != NULL)
+		munmap(pager->age, pager->pages * sizeof(*pager->age));
+}
+
+static struct lane *lane_of(struct pager *pager, const struct op *op)
+{
+	return &pager->lanes[op->place];
+}
+
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static uint32_t self_name(const struct pager *pager)
+{
+	return futex_name(pager->device->client, thread_id());
+}
+
+static void lock(struct pager *pager, struct futex_lock *lock)
+{
+	futex_lock(lock, self_name(pager), clients_holder_dead, pager->device->clients);
+}
+
+/* ---- the bits of a locked page -------------------------------------------------------------------------- */
+
+static void set_referenced(struct pager *pager, uint64_t page, bool on)
+{
+	uint64_t bit = 1ull << page % 64;
+	_Atomic uint64_t *word = &pager->referenced[page / 64];
+
+	if (on)
+		atomic_fetch_or_explicit(word, bit, memory_order_relaxed);
+	else
+		atomic_fetch_and_explicit(word, ~bit, memory_order_relaxed);
+}
+
+/* The referenced bit as it was, and clears it: the second chance. */
+static bool spend_chance(struct pager *pager, uint64_t page)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	if (!(atomic_load_explicit(&pager->referenced[page / 64], memory_order_relaxed) & bit))
+		return false;
+	set_referenced(pager, page, false);
+	return true;
+}
+
+static void note_dirty(struct pager *pager, struct op *op, uint64_t page)
+{
+	device_mark_dirty(op, dpa_page(pager, page), true);
+	pageset_add(&pager->dirty_set, page);
+	count(&pager->device->self->dirty_frames, 1);
+	/* The periodic write-back sleeps without a timer while nothing is dirty. */
+	if (atomic_fetch_add(&pager->dirty, 1) == 0 && pager->timed)
+		client_ring(pager->device->self);
+}
+
+static void note_clean(struct pager *pager, struct op *op, uint64_t page)
+{
+	device_mark_dirty(op, dpa_page(pager, page), false);
+	pageset_remove(&pager->dirty_set, page);
+	atomic_fetch_sub(&pager->device->self->dirty_frames, 1);
+	atomic_fetch_sub(&pager->dirty, 1);
+}
+
+static bool is_dirty(const struct pager *pager, uint64_t page)
+{
+	return pageset_has(&pager->dirty_set, page);
+}
+
+void pager_make_dirty(struct pager *pager, struct op *op, uint64_t page)
+{
+	/* The page map hears of it before the first byte changes. */
+	if (!is_dirty(pager, page))
+		note_dirty(pager, op, page);
+	uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
+}
+
+/* ---- write-back ----------------------------------------------------------------------------------------- */
+
+/* Locked pages in ascending order. */
+struct batch {
+	unsigned count;
+	uint64_t page[EVICT_BATCH];
+};
+
+static void unlock_batch(struct pager *pager, struct op *op, const struct batch *batch)
+{
+	for (unsigned i = 0; i < batch->count; i++)
+		device_unlock_page(op, dpa_page(pager, batch->page[i]));
+}
+
+/* Protects the dirty pages among them, range by range: one call costs little more than one page, and a page between
+ * them that is not ours only faults once for nothing. */
+static void protect_dirty(struct pager *pager, const struct batch *batch)
+{
+	uint64_t from = 0, to = 0; /* the open range is [from, to) */
+
+	for (unsigned i = 0; i < batch->count; i++) {
+		uint64_t page = batch->page[i];
+
+		if (!is_dirty(pager, page))
+			continue;
+		if (to > from && page - to > PROTECT_GAP) {
+			uffd_protect(pager->uffd, pager_frame(pager, from), (to - from) << PAGE_SHIFT, true);
+			from = page;
+		} else if (to == from) {
+			from = page;
+		}
+		to = page + 1;
+	}
+	if (to > from)
+		uffd_protect(pager->uffd, pager_frame(pager, from), (to - from) << PAGE_SHIFT, true);
+}
+
+/* A device write behind the page tables' back may still arrive in a pinned frame: store a snapshot, it stays dirty. */
+static void store_snapshot(struct pager *pager, struct op *op, uint64_t page)
+{
+	memcpy(op->page, pager_frame(pager, page), PAGE_SIZE);
+	device_store(op, dpa_page(pager, page), op->page);
+	device_mark_dirty(op, dpa_page(pager, page), true);
+}
+
+/* Stores a dirty, protected page; false when the device had no room: the frame must go. */
+static bool store_frame(struct pager *pager, struct op *op, uint64_t page)
+{
+	bool stored = device_store(op, dpa_page(pager, page), pager_frame(pager, page));
+
+	note_clean(pager, op, page);
+	return stored;
+}
+
+/* Drops the frames of locked pages, which are clean, with one call for all. */
+static void drop_frames(struct pager *pager, const struct batch *batch)
+{
+	struct iovec ranges[EVICT_BATCH];
+	int n = 0;
+
+	for (unsigned i = 0; i < batch->count; i++) {
+		uint8_t *frame = pager_frame(pager, batch->page[i]);
+
+		if (n > 0 && (uint8_t *)ranges[n - 1].iov_base + ranges[n - 1].iov_len == frame)
+			ranges[n - 1].iov_len += PAGE_SIZE;
+		else
+			ranges[n++] = (struct iovec){ frame, PAGE_SIZE };
+	}
+	if (n > 0)
+		uffd_drop(ranges, n);
+	for (unsigned i = 0; i < batch->count; i++)
+		pageset_remove(&pager->resident_set, batch->page[i]);
+	atomic_fetch_sub(&pager->resident, batch->count);
+}
+
+/* Writes back locked pages that stay resident, but those whose write the device dropped. Unlocks them all. */
+static void clean_batch(struct pager *pager, struct op *op, const struct batch *batch)
+{
+	struct batch failed = { .count = 0 };
+	unsigned written = 0;
+
+	protect_dirty(pager, batch);
+	for (unsigned i = 0; i < batch->count; i++) {
+		uint64_t page = batch->page[i];
+
+		if (!is_dirty(pager, page))
+			continue;
+		written++;
+		if (pager_pinned(pager, page)) {
+			store_snapshot(pager, op, page);
+			uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
+		} else if (!store_frame(pager, op, page)) {
+			failed.page[failed.count++] = page;
+		}
+	}
+	if (failed.count > 0)
+		drop_frames(pager, &failed);
+	count(&lane_of(pager, op)->written_back, written);
+	unlock_batch(pager, op, batch);
+}
+
+/* Writes back and drops locked pages, none of them pinned. Unlocks them all. */
+static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch)
+{
+	struct lane *lane = lane_of(pager, op);
+	unsigned written = 0;
+
+	protect_dirty(pager, batch);
+	for (unsigned i = 0; i < batch->count; i++) {
+		if (is_dirty(pager, batch->page[i])) {
+			store_frame(pager, op, batch->page[i]);
+			written++;
+		}
+	}
+	drop_frames(pager, batch);
+	count(&lane->written_back, written);
+	count(&lane->evicted, batch->count);
+	unlock_batch(pager, op, batch);
+}
+
+void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
+{
+	struct batch batch = { .count = 1, .page = { page } };
+	struct iovec range = { pager_frame(pager, page), PAGE_SIZE };
+
+	if (!pager_resident(pager, page)) {
+		uffd_drop(&range, 1);
+		return;
+	}
+	if (is_dirty(pager, page)) {
+		uffd_protect(pager->uffd, range.iov_base, PAGE_SIZE, true);
+		if (discard)
+			note_clean(pager, op, page);
+		else
+			store_frame(pager, op, page);
+	}
+	drop_frames(pager, &batch);
+}
+
+/* ---- eviction ------------------------------------------------------------------------------------------- */
+
+/* Moves the hand on and locks the pages that have had their second chance. A batch ends where the hand wraps, so that
+ * it is in ascending order. */
+static void choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
+{
+	uint64_t left = 2 * atomic_load(&pager->resident) + 2;
+
+	batch->count = 0;
+	lock(pager, &pager->hand_lock);
+	while (batch->count < most && left-- > 0) {
+		uint64_t page = pageset_next(&pager->resident_set, pager->hand);
+
+		if (page == PAGESET_END) {
+			pager->hand = 0;
+			if (batch->count > 0)
+				break;
+			continue;
+		}
+		pager->hand = page + 1;
+		if (pager_pinned(pager, page) || spend_chance(pager, page))
+			continue;
+		/* A page that somebody works on is no victim. */
+		if (!device_trylock_page(op, dpa_page(pager, page)))
+			continue;
+		if (pager_resident(pager, page) && !pager_pinned(pager, page))
+			batch->page[batch->count++] = page;
+		else
+			device_unlock_page(op, dpa_page(pager, page));
+	}
+	futex_unlock(&pager->hand_lock);
+}
+
+/* Reserves up to want frames, at least one, evicting as needed; returns how many. */
+static unsigned reserve_frames(struct pager *pager, struct op *op, unsigned want)
+{
+	struct batch batch;
+
+	for (;;) {
+		uint64_t before = atomic_fetch_add(&pager->resident, want);
+
+		if (before + want <= pager->window)
+			return want;
+		atomic_fetch_sub(&pager->resident, want);
+		choose_victims(pager, op, pager->batch, &batch);
+		if (batch.count > 0) {
+			evict_batch(pager, op, &batch);
+		} else {
+			/* All in other threads' hands, or pinned: take less, and let them go on. */
+			want = 1;
+			place_park(pager->device->clients, pager->device->client, op->place);
+			sleep_ns(20000);
+			while (!place_unpark(pager->device->clients, pager->device->client, op->place))
+				device_reap(pager->device, NULL);
+		}
+	}
+}
+
+void pager_evict_all(struct pager *pager, struct op *op)
+{
+	uint64_t page = 0;
+
+	while ((page = pageset_next(&pager->resident_set, page)) != PAGESET_END) {
+		device_lock_page(op, dpa_page(pager, page));
+		if (pager_resident(pager, page))
+			pager_drop(pager, op, page, false);
+		device_unlock_page(op, dpa_page(pager, page));
+		page++;
+	}
+}
+
+/* ---- faults --------------------------------------------------------------------------------------------- */
+
+/* How many pages this fault should bring in: it doubles while a thread goes on where its last fault ended. */
+static unsigned fault_around(struct lane *lane, uint64_t page)
+{
+	if (page != lane->next || lane->depth == 0)
+		lane->depth = 1;
+	else if (lane->depth < DEVICE_BATCH)
+		lane->depth *= 2;
+	return lane->depth;
+}
+
+/* Makes the pages that follow a resident page writable with it, as far as they are resident and clean. */
+static void write_fault_around(struct pager *pager, struct op *op, uint64_t page, unsigned depth)
+{
+	uint64_t end = page + 1;
+
+	note_dirty(pager, op, page);
+	set_referenced(pager, page, true);
+	while (end < page + depth && end < pager->pages && device_trylock_page(op, dpa_page(pager, end))) {
+		if (!pager_resident(pager, end) || is_dirty(pager, end)) {
+			device_unlock_page(op, dpa_page(pager, end));
+			break;
+		}
+		note_dirty(pager, op, end++);
+	}
+	uffd_protect(pager->uffd, pager_frame(pager, page), (end - page) << PAGE_SHIFT, false);
+	lane_of(pager, op)->next = end;
+	while (--end > page)
+		device_unlock_page(op, dpa_page(pager, end));
+}
+
+/* A fault on a page that is there: its first write, or one that another thread has answered meanwhile. */
+static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bool write, unsigned depth)
+{
+	if (write && !is_dirty(pager, page)) {
+		count(&lane_of(pager, op)->protect_faults, 1);
+		write_fault_around(pager, op, page, depth);
+	} else if (write) {
+		uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
+	} else if (pager->wake) {
+		uffd_wake(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
+	}
+}
+
+/* Reads the locked page and those that follow into op->batch, locking them, as far as they are missing and whole;
+ * returns how many, 0 when the page itself is poison. */
+static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsigned most)
+{
+	unsigned n = 0;
+
+	if (device_load(op, dpa_page(pager, page), op->batch) != 0)
+		return 0;
+	for (n = 1; n < most && page + n < pager->pages; n++) {
+		uint64_t next = dpa_page(pager, page + n);
+
+		if (!device_trylock_page(op, next))
+			break;
+		if (pager_resident(pager, page + n) || device_poisoned(op, next) ||
+		    device_load(op, next, op->batch + n * PAGE_SIZE) != 0) {
+			device_unlock_page(op, next);
+			break;
+		}
+	}
+	return n;
+}
+
+/* Takes back what install() said of pages that the kernel did not fill. */
+static void uninstall(struct pager *pager, struct op *op, uint64_t page, unsigned n, bool write)
+{
+	for (unsigned i = 0; i < n; i++) {
+		pageset_remove(&pager->resident_set, page + i);
+		if (write)
+			note_clean(pager, op, page + i);
+	}
+	atomic_fetch_sub(&pager->resident, n);
+}
+
+/* Gives n locked, missing pages their frames. Brought in for writing they all count as dirty, so that a sequential
+ * writer faults once for many. */
+static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n, bool write)
+{
+	size_t filled;
+	int code;
+
+	for (unsigned i = 0; i < n; i++) {
+		/* Before the frame can be written to. */
+		if (write)
+			note_dirty(pager, op, page + i);
+		pageset_add(&pager->resident_set, page + i);
+		/* What fault-around brought in has yet to prove its use. */
+		set_referenced(pager, page + i, i == 0);
+	}
+	code = uffd_copy(pager->uffd, pager_frame(pager, page), op->batch, (size_t)n << PAGE_SHIFT, !write, &filled);
+	if (code != 0) {
+		unsigned done = (unsigned)(filled >> PAGE_SHIFT);
+
+		uninstall(pager, op, page + done, n - done, write);
+		return done > 0 ? 0 : code;
+	}
+	return 0;
+}
+
+enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page, bool write)
+{
+	struct lane *lane = lane_of(pager, op);
+	unsigned depth = fault_around(lane, page);
+	unsigned reserved = reserve_frames(pager, op, depth < pager->batch ? depth : pager->batch);
+	enum fault_result result = FAULT_DONE;
+	unsigned n = 0;
+
+	device_lock_page(op, dpa_page(pager, page));
+	lane->next = page + 1;
+	if (pager_resident(pager, page)) {
+		fault_resident(pager, op, page, write, depth);
+	} else if (device_poisoned(op, dpa_page(pager, page)) || (n = gather(pager, op, page, reserved)) == 0) {
+		result = FAULT_POISON;
+		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
+		if (pager->wake)
+			uffd_poison(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
+	} else if (install(pager, op, page, n, write) != 0) {
+		result = FAULT_FAILED;
+	} else {
+		lane->next = page + n;
+		count(write ? &lane->write_faults : &lane->read_faults, 1);
+		if (n > 1)
+			count(&lane->prefetched, n - 1);
+	}
+	for (unsigned i = 1; i < n; i++)
+		device_unlock_page(op, dpa_page(pager, page + i));
+	device_unlock_page(op, dpa_page(pager, page));
+	if (reserved > n)
+		atomic_fetch_sub(&pager->resident, reserved - n);
+	return result;
+}
+
+/* ---- flush and periodic write-back ---------------------------------------------------------------------- */
+
+typedef bool choose_fn(struct pager *pager, uint64_t page);
+
+/* Writes back the dirty pages of [first, end) that `choose` accepts, in batches in address order. */
+static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t end, choose_fn *choose)
+{
+	uint64_t page = first;
+	struct batch batch;
+
+	do {
+		batch.count = 0;
+		while (batch.count < FLUSH_BATCH) {
+			page = pageset_next(&pager->dirty_set, page);
+			if (page >= end)
+				break;
+			if (choose != NULL && !choose(pager, page)) {
+				page++;
+				continue;
+			}
+			/* Waits for the first page of a batch only: never with pages in hand. */
+			if (batch.count == 0)
+				device_lock_page(op, dpa_page(pager, page));
+			else if (!device_trylock_page(op, dpa_page(pager, page)))
+				break;
+			if (is_dirty(pager, page))
+				batch.page[batch.count++] = page;
+			else
+				device_unlock_page(op, dpa_page(pager, page));
+			page++;
+		}
+		clean_batch(pager, op, &batch);
+	} while (page < end);
+}
+
+void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
+{
+	flush(pager, op, first, first + count, NULL);
+}
+
+/* Is the page due? One that was dirtied again within its waiting time waits twice as long the next time. */
+static bool due(struct pager *pager, uint64_t page)
+{
+	uint32_t now = pager->period & AGE_PERIOD_MASK;
+	uint32_t exponent = pager->age[page] >> AGE_PERIOD_BITS;
+	uint32_t since = (now - pager->age[page]) & AGE_PERIOD_MASK;
+
+	if (pager_pinned(pager, page) || since < 1u << exponent)
+		return false;
+	if (since > 2u << exponent)
+		exponent = 0;
+	else if (exponent < AGE_EXPONENT_MAX)
+		exponent++;
+	pager->age[page] = (uint16_t)(exponent << AGE_PERIOD_BITS | now);
+	return true;
+}
+
+void pager_write_back_due(struct pager *pager, struct op *op)
+{
+	pager->period++;
+	flush(pager, op, 0, pager->pages, due);
+}
+
+/* ---- pins ----------------------------------------------------------------------------------------------- */
+
+static void set_pinned(struct pager *pager, uint64_t page, bool on)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	if (on)
+		atomic_fetch_or(&pager->pinned[page / 64], bit);
+	else
+		atomic_fetch_and(&pager->pinned[page / 64], ~bit);
+}
+
+static bool pinned_by(const struct pager *pager, uint64_t page, unsigned except)
+{
+	for (unsigned i = 0; i < pager->pin_count; i++)
+		if (i != except && page - pager->pins[i].first < pager->pins[i].count)
+			return true;
+	return false;
+}
+
+/* Unpins the pages of [first, first + count) that no other pin holds. */
+static void release_pages(struct pager *pager, uint64_t first, uint64_t count, unsigned except)
+{
+	for (uint64_t page = first; page < first + count; page++) {
+		if (pager_pinned(pager, page) && !pinned_by(pager, page, except)) {
+			set_pinned(pager, page, false);
+			pager->pinned_pages--;
+		}
+	}
+}
+
+/* Makes one page resident, writable and pinned. */
+static enum fault_result pin_page(struct pager *pager, struct op *op, uint64_t page)
+{
+	for (;;) {
+		enum fault_result result;
+
+		device_lock_page(op, dpa_page(pager, page));
+		if (pager_resident(pager, page)) {
+			pager_make_dirty(pager, op, page);
+			set_pinned(pager, page, true);
+			device_unlock_page(op, dpa_page(pager, page));
+			return FAULT_DONE;
+		}
+		device_unlock_page(op, dpa_page(pager, page));
+		result = pager_fault(pager, op, page, true);
+		if (result != FAULT_DONE)
+			return result;
+	}
+}
+
+static int pin_range(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
+{
+	uint64_t room = pager->window - pager->batch;
+	uint64_t fresh = 0;
+
+	if (pager->pin_count == PAGER_PINS_MAX)
+		return cram_fail(CRAM_ENOMEM, "%u ranges are pinned already", PAGER_PINS_MAX);
+	for (uint64_t page = first; page < first + count; page++)
+		fresh += !pager_pinned(pager, page);
+	if (pager->pinned_pages + fresh > room)
+		return cram_fail(CRAM_ENOMEM, "pinning %llu more pages, with %llu pinned, in a window that allows %llu",
+				 (unsigned long long)fresh, (unsigned long long)pager->pinned_pages,
+				 (unsigned long long)room);
+	for (uint64_t page = first; page < first + count; page++) {
+		enum fault_result result;
+
+		if (pager_pinned(pager, page))
+			continue;
+		result = pin_page(pager, op, page);
+		if (result == FAULT_DONE) {
+			pager->pinned_pages++;
+			continue;
+		}
+		release_pages(pager, first, page - first, PAGER_PINS_MAX);
+		if (result == FAULT_POISON)
+			return cram_fail(CRAM_EPOISON, "the page at offset 0x%llx is poisoned",
+					 (unsigned long long)(page << PAGE_SHIFT));
+		return cram_fail(CRAM_ENOMEM, "no memory for the frame at offset 0x%llx",
+				 (unsigned long long)(page << PAGE_SHIFT));
+	}
+	pager->pins[pager->pin_count++] = (struct pin){ first, count };
+	return 0;
+}
+
+int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
+{
+	int code;
+
+	lock(pager, &pager->pin_lock);
+	code = pin_range(pager, op, first, count);
+	futex_unlock(&pager->pin_lock);
+	return code;
+}
+
+int pager_unpin(struct pager *pager, uint64_t first, uint64_t count)
+{
+	int code = CRAM_EINVAL;
+
+	lock(pager, &pager->pin_lock);
+	for (unsigned i = 0; i < pager->pin_count && code != 0; i++) {
+		if (pager->pins[i].first != first || pager->pins[i].count != count)
+			continue;
+		release_pages(pager, first, count, i);
+		pager->pins[i] = pager->pins[--pager->pin_count];
+		code = 0;
+	}
+	futex_unlock(&pager->pin_lock);
+	return code == 0 ? 0
+			 : cram_fail(code, "offset 0x%llx, length 0x%llx is not a pinned range",
+				     (unsigned long long)(first << PAGE_SHIFT), (unsigned long long)(count << PAGE_SHIFT));
+}

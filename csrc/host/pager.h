@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * pager.h - frames under a budget: a range of the device as memory, one DPA for each page.
+ *
+ * It does not know how a fault arrives (delivery.h), nor who else has the device open. Pages are numbered from the
+ * mapping's start. Per page it keeps bits (resident, dirty, referenced, pinned) and 16 bits of write-back age.
+ *
+ * A page's bits, its protection and its frame change only under the device's lock of that page, by a thread in an op
+ * with signals blocked. The invariants, whenever nobody holds the lock:
+ *   not resident   no page table entry, or a poison mark: the first access faults
+ *   resident       clean: write-protected, the media has the same bytes
+ *                  dirty: the frame is the truth, and the page map's entry says DIRTY. It may be protected all the
+ *                         same (a sweep protects whole ranges): the next write faults and finds it dirty
+ * Eviction takes victims by trylock, so that it never waits with a page in hand.
+ */
+#ifndef CRAM_PAGER_H
+#define CRAM_PAGER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../device/device.h"
+#include "pageset.h"
+
+#define PAGER_PINS_MAX 256u
+
+/* What one thread (place) did here last, and its counters. */
+struct lane {
+	_Alignas(64) uint64_t next; /* the page after those of its last fault */
+	uint32_t depth;             /* pages that the next fault in sequence brings in */
+	_Atomic uint64_t read_faults, write_faults, protect_faults, prefetched, evicted, written_back;
+};
+
+struct pin {
+	uint64_t first, count;
+};
+
+struct pager {
+	struct device *device;
+	uint8_t *base;
+	uint64_t pages;
+	uint64_t first;       /* DPA of the first page, in pages */
+	int uffd;
+	bool wake;            /* somebody may sleep on a page that turns out to be there (monitor delivery) */
+	bool timed;           /* a periodic write-back wants to hear of the first dirty frame */
+	uint64_t window;      /* frames at most */
+	unsigned batch;       /* frames that an eviction frees */
+	_Alignas(64) _Atomic uint64_t resident;
+	_Alignas(64) _Atomic uint64_t dirty;
+	struct pageset resident_set;
+	struct pageset dirty_set;
+	_Atomic uint64_t *referenced; /* bitmaps */
+	_Atomic uint64_t *pinned;
+	uint16_t *age;                /* bits 0..11: period of the last write-back, 12..15: back-off exponent */
+	uint32_t period;
+	struct futex_lock hand_lock;  /* the sweep's position */
+	uint64_t hand;
+	struct futex_lock pin_lock;
+	uint64_t pinned_pages;
+	unsigned pin_count;
+	struct pin pins[PAGER_PINS_MAX];
+	struct lane lanes[PLACES_MAX];
+};
+
+/* Sets up the tables of a mapping; base and uffd are the caller's. CRAM_ENOMEM. pager must be zeroed. */
+int pager_init(struct pager *pager);
+void pager_deinit(struct pager *pager);
+
+enum fault_result {
+	FAULT_DONE,   /* try the access again */
+	FAULT_POISON, /* the page has a poisoned line */
+	FAULT_FAILED, /* no frame could be had: the kernel is out of memory */
+};
+
+/* Makes a page accessible. */
+enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page, bool write);
+
+/* Writes back the pages of [first, first + count) that are dirty at the call. */
+void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+/* One period of the write-back: the pages that are due. */
+void pager_write_back_due(struct pager *pager, struct op *op);
+/* Writes everything back and drops every frame; for the end, when nothing can fault any more. */
+void pager_evict_all(struct pager *pager, struct op *op);
+
+/* CRAM_ENOMEM, CRAM_EPOISON, CRAM_EINVAL: see cram_pin(). */
+int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+int pager_unpin(struct pager *pager, uint64_t first, uint64_t count);
+
+/* On a page that op has locked: */
+
+static inline bool pager_resident(const struct pager *pager, uint64_t page)
+{
+	return pageset_has(&pager->resident_set, page);
+}
+static inline bool pager_pinned(const struct pager *pager, uint64_t page)
+{
+	return atomic_load_explicit(&pager->pinned[page / 64], memory_order_relaxed) >> page % 64 & 1;
+}
+static inline uint8_t *pager_frame(const struct pager *pager, uint64_t page)
+{
+	return pager->base + (page << PAGE_SHIFT);
+}
+/* Makes a resident page writable and dirty. */
+void pager_make_dirty(struct pager *pager, struct op *op, uint64_t page);
+/* Writes the page back if it is dirty, or not (discard), and drops its frame or poison mark. */
+void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard);
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "service.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "../error.h"
+
+static bool handled(int number)
+{
+	struct sigaction action;
+
+	return number != 0 && sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
+	       action.sa_handler != SIG_IGN;
+}
+
+/* One interrupt, in this process: the eventfd, and the signal where the program waits for it. */
+static void raise_interrupt(struct service *service, const struct cram_event *event)
+{
+	int number = device_params(service->device)->signal;
+
+	eventfd_write(service->event_fd, 1);
+	if (handled(number))
+		sigqueue(getpid(), number, (union sigval){ .sival_int = (int)event->vector });
+}
+
+/* Raises what is new in the ring. One that was overwritten before we came is in the sequence numbers for all to see. */
+static uint64_t raise_new(struct service *service, uint64_t last)
+{
+	uint64_t head = atomic_load(&service->device->alert->head);
+	struct cram_event event;
+
+	for (; last < head; last++)
+		if (alert_get(service->device->alert, last + 1, &event))
+			raise_interrupt(service, &event);
+	return last;
+}
+
+static void *serve(void *argument)
+{
+	struct service *service = argument;
+	struct device *device = service->device;
+	_Atomic uint32_t *bell = &device->self->bell;
+	uint64_t last_event = atomic_load(&device->alert->head);
+	uint32_t last_request = atomic_load(&device->self->mailbox.answered);
+
+	while (!atomic_load(&service->stop)) {
+		/* Read before looking: what comes after changes the bell, and the wait returns at once. */
+		uint32_t rung = atomic_load(bell);
+		enum request_kind kind;
+		uint32_t request;
+		uint64_t dpa;
+		int wait_ms;
+
+		last_event = raise_new(service, last_event);
+		request = device_next_request(device, last_request, &kind, &dpa);
+		if (request != last_request) {
+			last_request = request;
+			device_answer(device, request, service->ops->request(service->owner, kind, dpa));
+		}
+		wait_ms = service->ops->write_back(service->owner, now_ns());
+		if (!atomic_load(&service->stop))
+			futex_wait(bell, rung, wait_ms < 0 ? -1 : (int64_t)wait_ms * 1000000);
+	}
+	return NULL;
+}
+
+int service_start(struct service *service, struct device *device, const struct service_ops *ops, void *owner)
+{
+	sigset_t all, before;
+	int error;
+
+	service->device = device;
+	service->ops = ops;
+	service->owner = owner;
+	atomic_store(&service->stop, 0);
+	service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (service->event_fd < 0)
+		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerror(errno));
+	/* Every signal blocked: the program's handlers run in its own threads. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&service->thread, NULL, serve, service);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (error == 0)
+		return 0;
+	close(service->event_fd);
+	return cram_fail(CRAM_ENOMEM, "no service thread: %s", strerror(error));
+}
+
+void service_stop(struct service *service)
+{
+	atomic_store(&service->stop, 1);
+	client_ring(service->device->self);
+	pthread_join(service->thread, NULL);
+	close(service->event_fd);
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cram.h"
+
+/* Debian 12's <linux/userfaultfd.h> is of Linux 6.1. */
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+#define _UFFDIO_POISON 0x08
+struct uffdio_poison {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, _UFFDIO_POISON, struct uffdio_poison)
+#endif
+#ifndef UFFD_FEATURE_MOVE
+#define UFFD_FEATURE_MOVE (1 << 16)
+#endif
+
+static int uffd_ioctl(int fd, unsigned long request, void *argument)
+{
+	int saved = errno;
+	int code = ioctl(fd, request, argument) == 0 ? 0 : -errno;
+
+	errno = saved;
+	return code;
+}
+
+/* The system call, or the device node for those whom an administrator gave it (Linux 6.1). */
+static int open_descriptor(int flags)
+{
+	int fd = (int)syscall(SYS_userfaultfd, flags);
+	int error = errno;
+	int node;
+
+	if (fd >= 0 || (error != EPERM && error != ENOSYS))
+		return fd >= 0 ? fd : -error;
+	node = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (node < 0)
+		return -error;
+	fd = ioctl(node, USERFAULTFD_IOC_NEW, flags);
+	error = errno;
+	close(node);
+	return fd >= 0 ? fd : -error;
+}
+
+static int handshake(int fd, uint64_t features, uint64_t *offered)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int code = uffd_ioctl(fd, UFFDIO_API, &api);
+
+	if (code == 0 && offered != NULL)
+		*offered = api.features;
+	return code;
+}
+
+int uffd_open(bool sigbus, int *fd)
+{
+	uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EXACT_ADDRESS;
+	int code;
+
+	features |= sigbus ? UFFD_FEATURE_SIGBUS : UFFD_FEATURE_POISON;
+	*fd = open_descriptor(O_CLOEXEC | O_NONBLOCK);
+	if (*fd < 0 && sigbus)
+		*fd = open_descriptor(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	if (*fd < 0)
+		return *fd;
+	code = handshake(*fd, features, NULL);
+	if (code != 0) {
+		close(*fd);
+		return -ENOSYS;
+	}
+	return 0;
+}
+
+int uffd_register(int fd, void *start, size_t length)
+{
+	struct uffdio_register r = { .range = { (uintptr_t)start, length },
+				     .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP };
+
+	return uffd_ioctl(fd, UFFDIO_REGISTER, &r);
+}
+
+int uffd_copy(int fd, void *to, const void *from, size_t length, bool protect, size_t *done)
+{
+	*done = 0;
+	for (;;) {
+		struct uffdio_copy c = { .dst = (uintptr_t)to + *done,
+					 .src = (uintptr_t)from + *done,
+					 .len = length - *done,
+					 .mode = protect ? UFFDIO_COPY_MODE_WP : 0 };
+		int code = uffd_ioctl(fd, UFFDIO_COPY, &c);
+
+		if (code == 0 || c.copy > 0)
+			*done += (size_t)c.copy;
+		if (code == 0 && *done >= length)
+			return 0;
+		/* A partial copy, or the address space is changing (fork, munmap elsewhere): go on. */
+		if (code != 0 && code != -EAGAIN)
+			return code;
+	}
+}
+
+int uffd_protect(int fd, void *start, size_t length, bool protect)
+{
+	int code;
+
+	do {
+		struct uffdio_writeprotect p = { .range = { (uintptr_t)start, length },
+						 .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0 };
+
+		code = uffd_ioctl(fd, UFFDIO_WRITEPROTECT, &p);
+	} while (code == -EAGAIN);
+	return code;
+}
+
+void uffd_wake(int fd, void *start, size_t length)
+{
+	struct uffdio_range r = { (uintptr_t)start, length };
+
+	uffd_ioctl(fd, UFFDIO_WAKE, &r);
+}
+
+int uffd_poison(int fd, void *start, size_t length)
+{
+	int code;
+
+	do {
+		struct uffdio_poison p = { .range = { (uintptr_t)start, length } };
+
+		code = uffd_ioctl(fd, UFFDIO_POISON, &p);
+	} while (code == -EAGAIN);
+	return code == -EEXIST ? 0 : code;
+}
+
+int uffd_drop(const struct iovec *ranges, int n)
+{
+	/* PIDFD_SELF_THREAD_GROUP, Linux 6.14; earlier kernels answer EBADF, and get one call a range. */
+	const int self = -10001;
+	int saved = errno;
+	int code = 0;
+
+	if (n > 1 && syscall(SYS_process_madvise, self, ranges, n, MADV_DONTNEED, 0) >= 0) {
+		errno = saved;
+		return 0;
+	}
+	for (int i = 0; i < n && code == 0; i++)
+		if (madvise(ranges[i].iov_base, ranges[i].iov_len, MADV_DONTNEED) != 0)
+			code = -errno;
+	errno = saved;
+	return code;
+}
+
+void cram_uffd_probe(struct cram_uffd_info *info)
+{
+	int fd = open_descriptor(O_CLOEXEC | O_NONBLOCK);
+
+	memset(info, 0, sizeof(*info));
+	info->kernel_faults = fd >= 0;
+	if (fd < 0)
+		fd = open_descriptor(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	info->available = fd < 0 ? fd : 0;
+	if (fd < 0)
+		return;
+	info->available = handshake(fd, 0, &info->features);
+	close(fd);
+	info->sigbus = (info->features & UFFD_FEATURE_SIGBUS) != 0;
+	info->write_protect = (info->features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) != 0;
+	info->poison = (info->features & UFFD_FEATURE_POISON) != 0;
+	info->move = (info->features & UFFD_FEATURE_MOVE) != 0;
+	info->exact_address = (info->features & UFFD_FEATURE_EXACT_ADDRESS) != 0;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * uffd.h - the kernel interface of user-space paging, and nothing else: no page tables of ours, no policy.
+ *
+ * All functions are async-signal-safe and keep errno. Those that can fail return 0 or -errno.
+ */
+#ifndef CRAM_UFFD_H
+#define CRAM_UFFD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+/* Opens a descriptor: with sigbus, faults raise SIGBUS in the faulting thread and user mode suffices; without, they
+ * are read from the descriptor, the kernel's own accesses too. -EPERM: not permitted; -ENOSYS: a feature is missing. */
+int uffd_open(bool sigbus, int *fd);
+/* Registers a range for missing pages and write protection. */
+int uffd_register(int fd, void *start, size_t length);
+/* Fills missing pages from memory, write-protected or not, and wakes who waits for them. *done: the bytes filled,
+ * also after a failure. -EEXIST: the page there is filled already. */
+int uffd_copy(int fd, void *to, const void *from, size_t length, bool protect, size_t *done);
+/* Protects or unprotects the pages that are there; unprotecting wakes. */
+int uffd_protect(int fd, void *start, size_t length, bool protect);
+void uffd_wake(int fd, void *start, size_t length);
+/* Marks a missing page: whoever touches it gets SIGBUS. */
+int uffd_poison(int fd, void *start, size_t length);
+/* Drops the ranges' pages, and poison marks, in one call where the kernel can (Linux 6.13). */
+int uffd_drop(const struct iovec *ranges, int n);
+
+#endif
