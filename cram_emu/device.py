@@ -1,0 +1,725 @@
+"""The device: its lifetime, its memory as a mapping, its registers, poison and interrupts.
+
+All work on pages is done in C without the interpreter lock. Objects may be used from several threads,
+also while another closes them: then they raise DeviceClosed.
+"""
+
+import atexit
+import dataclasses
+import os
+import signal as signals
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from cram_emu._core import check, ffi, fields, lib
+from cram_emu._region import Region
+from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, PoisonError
+from cram_emu.sizes import parse_size
+
+PAGE = 4096
+LINE = 64
+
+_CODECS = {"none": lib.CRAM_CODEC_NONE, "lz4": lib.CRAM_CODEC_LZ4, "zstd": lib.CRAM_CODEC_ZSTD}
+_LEVELS = {"none": 0, "lz4": 1, "zstd": 3}
+_DELIVERIES = {"monitor": lib.CRAM_MONITOR, "inline": lib.CRAM_INLINE}
+_STATES = {
+    lib.CRAM_PAGE_EMPTY: "empty",
+    lib.CRAM_PAGE_ZERO: "zero",
+    lib.CRAM_PAGE_SAME: "same",
+    lib.CRAM_PAGE_STORED: "stored",
+    lib.CRAM_PAGE_RAW: "raw",
+    lib.CRAM_PAGE_POISON: "poison",
+}
+_SOURCES = {
+    lib.CRAM_POISON_DROPPED: "dropped",
+    lib.CRAM_POISON_INJECTED: "injected",
+    lib.CRAM_POISON_MEDIA: "media",
+    lib.CRAM_POISON_LOST: "lost",
+}
+_VECTORS = {lib.CRAM_LTHRESH: "lthresh", lib.CRAM_HTHRESH: "hthresh"}
+_CAUSES = {lib.CRAM_CAUSE_REMAINING: "remaining", lib.CRAM_CAUSE_RATIO: "ratio"}
+
+#: The interrupt signal of a device that is not told another.
+DEFAULT_SIGNAL = signals.SIGRTMIN + 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Params:
+    """What a device was created with. Sizes in bytes, ratios as floats (0.0: off)."""
+
+    advertised: int
+    real: int
+    sector: int
+    block: int
+    codec: str
+    level: int
+    largest_stored: int
+    poison_limit: int
+    lthresh: int
+    hthresh: int
+    ratio_lthresh: float
+    ratio_hthresh: float
+    signal: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """The registers, read one after another while the device works (struct cram_registers)."""
+
+    advertised: int  #: bytes
+    real: int  #: bytes
+    used: int  #: bytes of media
+    remaining: int  #: bytes of media
+    peak: int  #: largest used so far
+    dirty_frames: int  #: by so many pages used may lag, all clients
+    pages_stored: int
+    pages_raw: int
+    pages_zero: int
+    pages_same: int
+    payload: int  #: bytes of stored form; used - payload is lost to rounding
+    ratio: float  #: bytes held per byte used; 0.0 when none is used
+    dropped_writes: int  #: writes that found no room
+    refused_writes: int  #: writes to another client's page, or past the capacity
+    media_errors: int  #: stored forms that failed their checksum
+    lost_pages: int  #: pages whose newest copy died with a client
+    poisoned: int  #: pages with a poisoned line
+    poison_records: int
+    poison_overflow: int  #: poisoned pages that the full list has no record of
+    lthresh: int  #: interrupts raised
+    hthresh: int
+    events: int  #: sequence number of the newest event
+    clients: int
+    pressure: int  #: 0 to 1000
+    no_alloc: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MapStats:
+    """Counters of one mapping (struct cram_map_stats); resident, dirty and window in frames."""
+
+    resident: int
+    dirty: int
+    window: int
+    read_faults: int
+    write_faults: int
+    protect_faults: int
+    prefetched: int
+    evicted: int
+    written_back: int
+    poison_faults: int
+    handler_restored: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PageInfo:
+    """What the page map says of a page."""
+
+    state: str  #: empty, zero, same, stored, raw or poison
+    length: int  #: bytes of stored form
+    sectors: int
+    dirty: bool  #: a frame somewhere is newer
+    resident: bool  #: a frame of this process holds it
+    poisoned: int  #: bit i: line i is poisoned
+    media: int  #: offset of its first sector in the device object, 0 for none
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoisonRecord:
+    dpa: int
+    length: int  #: bytes
+    source: str  #: dropped, injected, media or lost
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interrupt:
+    """One interrupt, with the registers as they were when it was raised."""
+
+    sequence: int  #: 1 for the device's first, no gaps
+    time_ns: int  #: CLOCK_MONOTONIC
+    vector: int  #: 12 or 13
+    name: str  #: lthresh or hthresh
+    cause: str  #: remaining or ratio
+    remaining: int
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UffdInfo:
+    """What userfaultfd offers this process (struct cram_uffd_info)."""
+
+    available: int  #: 0, or a negative errno
+    kernel_faults: bool  #: monitor delivery can serve system calls
+    features: int
+    sigbus: bool
+    write_protect: bool
+    poison: bool
+    move: bool
+    exact_address: bool
+
+
+def uffd_info() -> UffdInfo:
+    """Asks the kernel; changes nothing."""
+    info = ffi.new("struct cram_uffd_info *")
+    lib.cram_uffd_probe(info)
+    values = fields(info[0])
+    counted = {name: values.pop(name) for name in ("available", "features")}
+    return UffdInfo(**counted, **{name: bool(value) for name, value in values.items()})
+
+
+def _choose(what: str, value: str, choices: dict[str, int]) -> int:
+    if value not in choices:
+        raise InvalidArgument(f"{what} {value!r}: not one of {', '.join(choices)}")
+    return choices[value]
+
+
+def _threshold(name: str, value: int | str | None, real: int) -> int:
+    """Bytes of "10%" (of real), "100M", an integer or None (off)."""
+    if value is None:
+        return 0
+    if isinstance(value, str) and value.endswith("%"):
+        try:
+            share = float(value[:-1])
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 100:
+            raise InvalidArgument(f"{name} {value!r}: not from 0% to 100%")
+        return int(real * share / 100)
+    return parse_size(value)
+
+
+def _per_mille(name: str, value: float | None) -> int:
+    if value is None:
+        return 0
+    if not 0 <= value <= 1e6:
+        raise InvalidArgument(f"{name} {value!r}: not a ratio from 0 to 1000000")
+    return round(value * 1000)
+
+
+class Device:
+    """A compressed-RAM device: `advertised` bytes that it says it has, `real` bytes that it has.
+
+    Without path it lives in anonymous memory of this process, else in a new file that others join
+    with Device.open(). lthresh and hthresh are limits on the remaining real capacity (bytes, "100M",
+    "10%" of real, None for off), ratio_lthresh and ratio_hthresh on the ratio (such as 1.5). level is
+    lz4's acceleration or zstd's level. signal is raised in this process for each interrupt, with the
+    vector as its value, where a handler is installed; 0 for none.
+
+    InvalidArgument (a ValueError) names a value that makes no sense; nothing exists then.
+    """
+
+    def __init__(
+        self,
+        advertised: int | str = "8G",
+        real: int | str = "1G",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        codec: str = "lz4",
+        level: int | None = None,
+        block: int = PAGE,
+        sector: int = LINE,
+        largest_stored: int | None = None,
+        poison_limit: int = 1024,
+        lthresh: int | str | None = "10%",
+        hthresh: int | str | None = "20%",
+        ratio_lthresh: float | None = None,
+        ratio_hthresh: float | None = None,
+        signal: int = DEFAULT_SIGNAL,
+    ):
+        params = ffi.new("struct cram_params *")
+        _set(params, "advertised", parse_size(advertised))
+        _set(params, "real", parse_size(real))
+        _set(params, "sector", parse_size(sector))
+        lib.cram_params_default(params)
+        # The default of 0 would be read as "not given".
+        for name, value in (("advertised", advertised), ("real", real), ("sector", sector)):
+            _set(params, name, parse_size(value))
+        _set(params, "codec", _choose("codec", codec, _CODECS))
+        _set(params, "level", _LEVELS[codec] if level is None else level)
+        _set(params, "block", parse_size(block))
+        if largest_stored is not None:
+            _set(params, "largest_stored", parse_size(largest_stored))
+        _set(params, "poison_limit", poison_limit)
+        _set(params, "low_remaining", _threshold("lthresh", lthresh, params.real))
+        _set(params, "high_remaining", _threshold("hthresh", hthresh, params.real))
+        _set(params, "low_ratio", _per_mille("ratio_lthresh", ratio_lthresh))
+        _set(params, "high_ratio", _per_mille("ratio_hthresh", ratio_hthresh))
+        _set(params, "signal", int(signal))
+        handle = ffi.new("cram_device **")
+        check(lib.cram_create(ffi.NULL if path is None else os.fsencode(path), params, handle))
+        self._adopt(handle[0])
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Joins the device in a file as a further client, recovering what dead clients left."""
+        handle = ffi.new("cram_device **")
+        check(lib.cram_open(os.fsencode(path), handle))
+        device = cls.__new__(cls)
+        device._adopt(handle[0])
+        return device
+
+    def _adopt(self, handle) -> None:
+        self._handle = ffi.gc(handle, lib.cram_free)
+        self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+        self._interrupts = _Interrupts(self._handle)
+        self._closed = False
+        self.poison = Poison(self)
+
+    # -- lifetime
+
+    def close(self) -> None:
+        """Closes the mappings and leaves the device. Closing twice is fine.
+
+        BufferError, and the device stays open, while a buffer of a mapping is alive.
+        """
+        for mapping in list(self._mappings):
+            mapping.close()
+        check(lib.cram_close(self._handle))
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Not made, or closed; mappings refer to their device, so that none is alive here.
+        if not getattr(self, "_closed", True):
+            lib.cram_close(self._handle)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # -- the data plane
+
+    def map(
+        self,
+        offset: int | str = 0,
+        length: int | str | None = None,
+        *,
+        window: int | str = "16M",
+        delivery: str = "monitor",
+        writeback: float = 0.1,
+    ) -> "Mapping":
+        """Maps a range (to the end without length) as memory of this process.
+
+        window limits the resident frames, in bytes. "monitor" delivery serves system calls on the
+        memory too; "inline" is many times faster, but a system call on a page that is not resident
+        fails with EFAULT. writeback is the period of the write-back in seconds, 0 for off.
+
+        Busy: a part of the range is mapped already. NotPermitted: userfaultfd is not permitted.
+        """
+        params = ffi.new("struct cram_map_params *")
+        _set(params, "dpa", parse_size(offset))
+        rest = self.params.advertised - params.dpa
+        _set(params, "length", parse_size(max(rest, 0) if length is None else length))
+        _set(params, "window", parse_size(window))
+        _set(params, "delivery", _choose("delivery", delivery, _DELIVERIES))
+        if not 0 <= writeback <= 3600:
+            raise InvalidArgument(f"writeback {writeback!r}: not from 0 to 3600 seconds")
+        # A period too short to count would be taken for "off".
+        _set(params, "writeback_ms", 0 if writeback == 0 else max(1, round(writeback * 1000)))
+        handle = ffi.new("cram_map **")
+        check(lib.cram_map_create(self._handle, params, handle))
+        mapping = Mapping(self, handle[0], params.length)
+        self._mappings.add(mapping)
+        return mapping
+
+    def read(self, dpa: int, length: int) -> bytes:
+        """Bytes of the device. PoisonError at the first poisoned line; Busy for another's page."""
+        self._check_range(dpa, length)
+        page = ffi.new("unsigned char[4096]")
+        result = bytearray()
+        while len(result) < length:
+            at = dpa + len(result)
+            start = at % PAGE
+            count = min(PAGE - start, length - len(result))
+            missing = lib.cram_read_page(self._handle, at, page)
+            if start + count > PAGE - missing:
+                good = max(PAGE - missing, start)
+                raise self._unreadable(at - start + good)
+            result += ffi.buffer(page, PAGE)[start : start + count]
+        return bytes(result)
+
+    def _unreadable(self, address: int) -> Exception:
+        """Why the byte at address could not be read."""
+        mask = self.page(address).poisoned
+        first = address % PAGE // LINE
+        lines = 0
+        while first + lines < PAGE // LINE and mask >> (first + lines) & 1:
+            lines += 1
+        if lines:
+            length = lines * LINE - address % LINE
+            return PoisonError(f"poison at 0x{address:x}, {length} bytes", address, length)
+        return Busy(f"the page at 0x{address:x} is mapped by another client")
+
+    def write(self, dpa: int, data) -> None:
+        """Writes whole pages. As with the hardware, nothing tells whether a write was dropped."""
+        with memoryview(data).cast("B") as view:
+            self._check_range(dpa, len(view))
+            if dpa % PAGE or len(view) % PAGE:
+                raise InvalidArgument(
+                    f"{len(view)} bytes at 0x{dpa:x}: not whole pages of {PAGE} bytes"
+                )
+            with ffi.from_buffer(view) as source:
+                for at in range(0, len(view), PAGE):
+                    lib.cram_write_page(self._handle, dpa + at, source + at)
+
+    def discard(self, dpa: int, length: int | str) -> None:
+        """Gives the capacity of whole pages back; they read as zeros afterwards."""
+        length = parse_size(length)
+        self._check_range(dpa, length)
+        if dpa % PAGE or length % PAGE:
+            raise InvalidArgument(f"{length} bytes at 0x{dpa:x}: not whole pages of {PAGE} bytes")
+        lib.cram_discard(self._handle, dpa, length)
+
+    def flush(self) -> None:
+        """Writes the dirty frames of all mappings of this object back."""
+        self._check_open()
+        for mapping in list(self._mappings):
+            mapping.flush()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceClosed("the device is closed")
+
+    def _check_range(self, dpa: int, length: int) -> None:
+        self._check_open()
+        advertised = self.params.advertised
+        if dpa < 0 or length < 0 or dpa + length > advertised:
+            raise InvalidArgument(
+                f"{length} bytes at 0x{dpa:x}: not within the advertised {advertised} bytes"
+            )
+
+    # -- the control plane
+
+    @property
+    def params(self) -> Params:
+        params = ffi.new("struct cram_params *")
+        lib.cram_get_params(self._handle, params)
+        return Params(
+            advertised=params.advertised,
+            real=params.real,
+            sector=params.sector,
+            block=params.block,
+            codec=next(name for name, code in _CODECS.items() if code == params.codec),
+            level=params.level,
+            largest_stored=params.largest_stored,
+            poison_limit=params.poison_limit,
+            lthresh=params.low_remaining,
+            hthresh=params.high_remaining,
+            ratio_lthresh=params.low_ratio / 1000,
+            ratio_hthresh=params.high_ratio / 1000,
+            signal=params.signal,
+        )
+
+    @property
+    def stats(self) -> Stats:
+        self._check_open()
+        registers = ffi.new("struct cram_registers *")
+        lib.cram_read_registers(self._handle, registers)
+        values = fields(registers[0])
+        values["ratio"] /= 1000
+        values["no_alloc"] = bool(values["no_alloc"])
+        return Stats(**values)
+
+    def page(self, dpa: int) -> PageInfo:
+        """What the page map says of the page that holds dpa."""
+        self._check_range(dpa, 1)
+        info = ffi.new("struct cram_page_info *")
+        check(lib.cram_page_info(self._handle, dpa, info))
+        values = fields(info[0])
+        values["state"] = _STATES[info.state]
+        values["dirty"] = bool(info.dirty)
+        values["resident"] = bool(info.resident)
+        return PageInfo(**values)
+
+    @property
+    def pressure(self) -> int:
+        """0 to 1000, the driver's word to the host; lthresh sets 1000, hthresh 0."""
+        return self.stats.pressure
+
+    @pressure.setter
+    def pressure(self, value: int) -> None:
+        if not 0 <= value <= 1000:
+            raise InvalidArgument(f"pressure {value!r}: not from 0 to 1000")
+        check(lib.cram_set_pressure(self._handle, value))
+
+    @property
+    def no_alloc(self) -> bool:
+        """The driver's bit "do not allocate"; lthresh sets it, hthresh clears it."""
+        return self.stats.no_alloc
+
+    @no_alloc.setter
+    def no_alloc(self, value: bool) -> None:
+        check(lib.cram_set_no_alloc(self._handle, bool(value)))
+
+    def set_thresholds(
+        self,
+        *,
+        lthresh: int | str | None,
+        hthresh: int | str | None,
+        ratio_lthresh: float | None = None,
+        ratio_hthresh: float | None = None,
+    ) -> None:
+        """New thresholds, as for Device(); evaluated at once."""
+        real = self.params.real
+        check(
+            lib.cram_set_thresholds(
+                self._handle,
+                _threshold("lthresh", lthresh, real),
+                _threshold("hthresh", hthresh, real),
+                _per_mille("ratio_lthresh", ratio_lthresh),
+                _per_mille("ratio_hthresh", ratio_hthresh),
+            )
+        )
+
+    def rebuild(self) -> None:
+        """Recomputes sectors, counters and the poison list from the page map."""
+        check(lib.cram_rebuild(self._handle))
+
+    def reap(self) -> int:
+        """Recovers what dead clients left; returns how many there were."""
+        dead = ffi.new("uint32_t *")
+        check(lib.cram_reap(self._handle, dead))
+        return dead[0]
+
+    def fileno(self) -> int:
+        """The descriptor of the device object; it belongs to the device."""
+        self._check_open()
+        return lib.cram_fd(self._handle)
+
+    # -- interrupts
+
+    def on_interrupt(self, callback: Callable[[Interrupt], object]) -> Callable:
+        """Calls callback(Interrupt) in an ordinary thread, once for each interrupt from now on.
+
+        None is coalesced away; a gap in the sequence numbers, with a warning, says that callbacks fell
+        more than 4096 events behind. An exception in a callback is reported, and the next is called.
+        Usable as a decorator.
+        """
+        self._check_open()
+        self._interrupts.add(callback, self.stats.events)
+        return callback
+
+    @property
+    def eventfd(self) -> int:
+        """An eventfd that counts interrupts, for poll(2); it belongs to the device."""
+        self._check_open()
+        return lib.cram_event_fd(self._handle)
+
+
+def _set(struct, name: str, value: int) -> None:
+    """Sets a field, so that a value that does not fit it is named."""
+    try:
+        setattr(struct, name, value)
+    except (OverflowError, TypeError):
+        raise InvalidArgument(f"{name} {value!r}: not a number that this can be") from None
+
+
+class _Interrupts:
+    """Brings the events of a device to Python callbacks, in one daemon thread made at first need."""
+
+    def __init__(self, handle):
+        self._handle = handle
+        self._callbacks: list[Callable[[Interrupt], object]] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, callback: Callable[[Interrupt], object], newest: int) -> None:
+        with self._lock:
+            self._callbacks.append(callback)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(newest,), name="cram-interrupts", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self, newest: int) -> None:
+        sequence = ffi.new("uint64_t *", newest)
+        event = ffi.new("struct cram_event *")
+        while True:
+            before = sequence[0]
+            try:
+                check(lib.cram_event_wait(self._handle, sequence, -1, event))
+            except DeviceClosed:
+                return
+            except EventsLost:
+                warnings.warn(
+                    f"{sequence[0] - before} interrupts were overwritten before a callback saw them",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+                continue
+            self._call(
+                Interrupt(
+                    sequence=event.sequence,
+                    time_ns=event.time_ns,
+                    vector=event.vector,
+                    name=_VECTORS[event.vector],
+                    cause=_CAUSES[event.cause],
+                    remaining=event.remaining,
+                    ratio=event.ratio / 1000,
+                )
+            )
+
+    def _call(self, interrupt: Interrupt) -> None:
+        with self._lock:
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            try:
+                callback(interrupt)
+            except Exception:
+                threading.excepthook(
+                    threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+                )
+
+
+class Poison:
+    """The poisoned lines of a device, as an administrator sees and makes them."""
+
+    def __init__(self, device: Device):
+        self._device = weakref.proxy(device)
+
+    def inject(self, dpa: int) -> None:
+        """Poisons the 64 bytes at dpa; twice is fine. Busy when the poison list is full."""
+        self._command(lib.cram_inject_poison, dpa)
+
+    def clear(self, dpa: int) -> None:
+        """Clears the 64 bytes at dpa, which become zeros."""
+        self._command(lib.cram_clear_poison, dpa)
+
+    def _command(self, function, dpa: int) -> None:
+        self._device._check_range(dpa, 1)
+        check(function(self._device._handle, dpa))
+
+    def records(self) -> list[PoisonRecord]:
+        """The poison list in ascending order of address."""
+        self._device._check_open()
+        room = 64
+        while True:
+            records = ffi.new("struct cram_poison_record[]", room)
+            found = lib.cram_poison_list(self._device._handle, records, room)
+            if found <= room:
+                return [PoisonRecord(r.dpa, r.length, _SOURCES[r.source]) for r in records[0:found]]
+            room = found
+
+    def __len__(self) -> int:
+        return len(self.records())
+
+    def __iter__(self) -> Iterator[PoisonRecord]:
+        return iter(self.records())
+
+
+#: Mappings to write back when the interpreter ends with them open.
+_open_mappings: "weakref.WeakSet[Mapping]" = weakref.WeakSet()
+
+
+@atexit.register
+def _flush_at_exit() -> None:
+    # What dies dirty becomes poison for who opens the device next. Buffers may still be looked at by
+    # threads and destructors: nothing is unmapped.
+    for mapping in list(_open_mappings):
+        mapping._flush_quietly()
+
+
+class Mapping(Region):
+    """A range of a device as memory: memoryview(), numpy.frombuffer(), indices and slices.
+
+    Touching a poisoned page raises SIGBUS (BUS_MCEERR_AR) in the thread that does, which ends the
+    process unless it has a handler; Device.read() raises PoisonError instead. Made by Device.map().
+    """
+
+    def __init__(self, device: Device, handle, length: int):
+        super().__init__(int(ffi.cast("uintptr_t", lib.cram_map_address(handle))), length)
+        self._device = device
+        self._handle = ffi.gc(handle, lib.cram_map_free)
+        self.address = int(ffi.cast("uintptr_t", lib.cram_map_address(handle)))
+        _open_mappings.add(self)
+
+    def __getitem__(self, index):
+        with memoryview(self) as view:
+            item = view[index]
+            return item if isinstance(item, int) else bytes(item)
+
+    def __setitem__(self, index, value) -> None:
+        with memoryview(self) as view:
+            view[index] = value
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise DeviceClosed("the mapping is closed")
+
+    def flush(self, offset: int = 0, length: int | None = None) -> None:
+        """Writes the dirty frames of a range (to the end without length) back to the device."""
+        self._check_open()
+        length = len(self) - offset if length is None else length
+        self._check_range(offset, length)
+        check(lib.cram_flush(self._handle, offset, length))
+
+    def _flush_quietly(self) -> None:
+        if not self.closed:
+            lib.cram_flush(self._handle, 0, len(self))
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > len(self):
+            raise InvalidArgument(
+                f"{length} bytes at offset {offset}: not within the mapping of {len(self)} bytes"
+            )
+
+    @contextmanager
+    def pin(self, offset: int, length: int) -> Iterator[None]:
+        """Keeps the pages of a range resident and writable meanwhile, for O_DIRECT and io_uring.
+
+        NoMemory: more than the window allows; PoisonError: a page is poisoned. Nothing is pinned then.
+        """
+        self._check_open()
+        self._check_range(offset, length)
+        check(lib.cram_pin(self._handle, offset, length))
+        try:
+            yield
+        finally:
+            check(lib.cram_unpin(self._handle, offset, length))
+
+    @property
+    def stats(self) -> MapStats:
+        self._check_open()
+        stats = ffi.new("struct cram_map_stats *")
+        lib.cram_map_read_stats(self._handle, stats)
+        return MapStats(**fields(stats[0]))
+
+    def close(self) -> None:
+        """Writes everything back and unmaps. Closing twice is fine.
+
+        BufferError, and nothing changes, while a memoryview or an array of this memory is alive.
+        """
+        with _closing:
+            if self.closed:
+                return
+            self.release()
+        lib.cram_unmap(self._handle)
+        _open_mappings.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Buffers hold a reference to us: none is alive.
+        if hasattr(self, "_handle"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Mapping of {len(self)} bytes at 0x{self.address:x}>"
+
+
+#: Two closers of one mapping: only one may unmap it.
+_closing = threading.Lock()

@@ -1,0 +1,38 @@
+"""The package and its extension modules: cram_emu._cram (cffi, the C core), cram_emu._region."""
+
+import re
+import runpy
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+# Read, not imported: the package needs the extension that is yet to be built.
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"$', Path("cram_emu/__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
+CORE = runpy.run_path("cram_emu/_cram_build.py")
+
+setup(
+    name="cram_emu",
+    version=VERSION,
+    description="A compressed-RAM device in user space, at the speed of memory",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cram_emu", "cram_emu.*"]),
+    cffi_modules=["cram_emu/_cram_build.py:ffibuilder"],
+    ext_modules=[
+        Extension(
+            "cram_emu._region",
+            ["csrc/region/region.c"],
+            include_dirs=["csrc"],
+            extra_compile_args=CORE["COMPILE_FLAGS"],
+            extra_link_args=CORE["LINK_FLAGS"],
+        )
+    ],
+    install_requires=["cffi>=1.15", "rich>=13"],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "lz4>=4.3"]},
+    entry_points={"console_scripts": ["cram-emu = cram_emu.cli:main"]},
+    # scripts/setup decides by content when to build, and distutils would decide by file times.
+    options={"build_ext": {"force": True}},
+    zip_safe=False,
+)
