@@ -665,7 +665,7 @@ static uint64_t write_back_map(struct cram_map *map, struct op *op, uint64_t now
 	if (map->next_ns == 0) {
 		map->next_ns = now + map->period_ns;
 	} else if (now >= map->next_ns) {
-		pager_write_back_due(&map->pager, op);
+		pager_write_back_due(&map->pager, op, map->period_ns / 1000000);
 		/* From the end of the work: a write-back that takes longer than its period does not run all the time. */
 		map->next_ns = now_ns() + map->period_ns;
 	}

@@ -30,6 +30,7 @@ struct lane {
 	_Alignas(64) uint64_t next; /* the page after those of its last fault */
 	uint32_t depth;             /* pages that the next fault in sequence brings in */
 	_Atomic uint64_t read_faults, write_faults, protect_faults, prefetched, evicted, written_back;
+	_Atomic uint64_t redirtied; /* faults on pages that the periodic write-back had cleaned */
 };
 
 struct pin {
@@ -54,6 +55,11 @@ struct pager {
 	_Atomic uint64_t *pinned;
 	uint16_t *age;                /* bits 0..11: period of the last write-back, 12..15: back-off exponent */
 	uint32_t period;
+	/* The periodic write-back's; service thread only. */
+	int64_t credit;               /* faults that it may still cause */
+	int64_t budget;               /* pages that it may still clean in this period */
+	uint64_t redirtied;           /* faults that it had caused by the last period */
+	uint64_t next_due;            /* where it goes on: a budget that runs out must not favour low addresses */
 	struct futex_lock hand_lock;  /* the sweep's position */
 	uint64_t hand;
 	struct futex_lock pin_lock;
@@ -78,8 +84,9 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 
 /* Writes back the pages of [first, first + count) that are dirty at the call. */
 void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
-/* One period of the write-back: the pages that are due. */
-void pager_write_back_due(struct pager *pager, struct op *op);
+/* One period of the write-back, ms after the last one: pages that are due, as many as the faults that it causes (pages
+ * written to again) allow. */
+void pager_write_back_due(struct pager *pager, struct op *op, uint64_t ms);
 /* Writes everything back and drops every frame; for the end, when nothing can fault any more. */
 void pager_evict_all(struct pager *pager, struct op *op);
 
