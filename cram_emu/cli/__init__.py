@@ -1,0 +1,90 @@
+"""The command line: `cram-emu SUBCOMMAND`.
+
+This module holds the frame only: the table of subcommands, the exit codes, and how errors are told.
+A subcommand is a module with `configure(parser)`, which adds its arguments, and `run(args) -> int`,
+which does the work and returns an exit code. It is imported when it is the one asked for.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import cram_emu
+from cram_emu.errors import CramError, NotSupported
+
+OK = 0
+FAILED = 1
+USAGE = 2  # argparse's own
+NOT_PERMITTED = 3
+INTERRUPTED = 130
+READER_GONE = 141
+
+EXIT_CODES = f"""\
+exit codes:
+  {OK:<4} what was asked for was done
+  {FAILED:<4} it failed: a verification, or an error that the message names
+  {USAGE:<4} bad usage
+  {NOT_PERMITTED:<4} this host does not permit it; the message says what, and the remedy
+  {INTERRUPTED:<4} interrupted (Ctrl-C)
+  {READER_GONE:<4} whoever read the output went away
+"""
+
+# (subcommand, module, message)
+SUBCOMMANDS = (
+    ("demo", "cram_emu.cli.demo", "watch a device compress, warn, overflow and poison"),
+    ("info", "cram_emu.cli.info", "show what this host permits, and what follows from it"),
+    ("bench", "cram_emu.cli.bench", "measure the device beside kernel zram swap"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns its exit code. --help and bad usage raise SystemExit."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser(argv).parse_args(argv)
+        code = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _tell("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except CramError as error:
+        refused = isinstance(error, (PermissionError, NotSupported))
+        return _tell(str(error), NOT_PERMITTED if refused else FAILED)
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"cram-emu: {message}", file=sys.stderr)
+    return code
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cram-emu",
+        description="A compressed-RAM device in user space.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cram-emu {cram_emu.__version__}")
+    subparsers = parser.add_subparsers(metavar="SUBCOMMAND", required=True)
+    # No option before the subcommand takes a value.
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, module, message in SUBCOMMANDS:
+        subparser = subparsers.add_parser(
+            name,
+            help=message,
+            description=f"{message[0].upper()}{message[1:]}.",
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:
+            subcommand = importlib.import_module(module)
+            subcommand.configure(subparser)
+            subparser.set_defaults(run=subcommand.run)
+    return parser
