@@ -172,7 +172,7 @@ def uffd_info() -> UffdInfo:
 
 
 def _choose(what: str, value: str, choices: dict[str, int]) -> int:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InvalidArgument(f"{what} {value!r}: not one of {', '.join(choices)}")
     return choices[value]
 
@@ -195,7 +195,7 @@ def _threshold(name: str, value: int | str | None, real: int) -> int:
 def _per_mille(name: str, value: float | None) -> int:
     if value is None:
         return 0
-    if not 0 <= value <= 1e6:
+    if not isinstance(value, int | float) or not 0 <= value <= 1e6:
         raise InvalidArgument(f"{name} {value!r}: not a ratio from 0 to 1000000")
     return round(value * 1000)
 
@@ -248,16 +248,16 @@ class Device:
         _set(params, "high_remaining", _threshold("hthresh", hthresh, params.real))
         _set(params, "low_ratio", _per_mille("ratio_lthresh", ratio_lthresh))
         _set(params, "high_ratio", _per_mille("ratio_hthresh", ratio_hthresh))
-        _set(params, "signal", int(signal))
+        _set(params, "signal", signal)
         handle = ffi.new("cram_device **")
-        check(lib.cram_create(ffi.NULL if path is None else os.fsencode(path), params, handle))
+        check(lib.cram_create(ffi.NULL if path is None else _path(path), params, handle))
         self._adopt(handle[0])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Joins the device in a file as a further client, recovering what dead clients left."""
         handle = ffi.new("cram_device **")
-        check(lib.cram_open(os.fsencode(path), handle))
+        check(lib.cram_open(_path(path), handle))
         device = cls.__new__(cls)
         device._adopt(handle[0])
         return device
@@ -321,7 +321,7 @@ class Device:
         _set(params, "length", parse_size(max(rest, 0) if length is None else length))
         _set(params, "window", parse_size(window))
         _set(params, "delivery", _choose("delivery", delivery, _DELIVERIES))
-        if not 0 <= writeback <= 3600:
+        if not isinstance(writeback, int | float) or not 0 <= writeback <= 3600:
             raise InvalidArgument(f"writeback {writeback!r}: not from 0 to 3600 seconds")
         # A period too short to count would be taken for "off".
         _set(params, "writeback_ms", 0 if writeback == 0 else max(1, round(writeback * 1000)))
@@ -342,6 +342,7 @@ class Device:
             count = min(PAGE - start, length - len(result))
             missing = lib.cram_read_page(self._handle, at, page)
             if start + count > PAGE - missing:
+                self._check_open()
                 good = max(PAGE - missing, start)
                 raise self._unreadable(at - start + good)
             result += ffi.buffer(page, PAGE)[start : start + count]
@@ -370,6 +371,7 @@ class Device:
             with ffi.from_buffer(view) as source:
                 for at in range(0, len(view), PAGE):
                     lib.cram_write_page(self._handle, dpa + at, source + at)
+        self._check_open()
 
     def discard(self, dpa: int, length: int | str) -> None:
         """Gives the capacity of whole pages back; they read as zeros afterwards."""
@@ -378,6 +380,7 @@ class Device:
         if dpa % PAGE or length % PAGE:
             raise InvalidArgument(f"{length} bytes at 0x{dpa:x}: not whole pages of {PAGE} bytes")
         lib.cram_discard(self._handle, dpa, length)
+        self._check_open()
 
     def flush(self) -> None:
         """Writes the dirty frames of all mappings of this object back."""
@@ -386,11 +389,10 @@ class Device:
             mapping.flush()
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise DeviceClosed("the device is closed")
+        """DeviceClosed or ForkedDevice. Called after what cannot tell by itself that it did nothing."""
+        check(lib.cram_check(self._handle))
 
     def _check_range(self, dpa: int, length: int) -> None:
-        self._check_open()
         advertised = self.params.advertised
         if dpa < 0 or length < 0 or dpa + length > advertised:
             raise InvalidArgument(
@@ -421,9 +423,9 @@ class Device:
 
     @property
     def stats(self) -> Stats:
-        self._check_open()
         registers = ffi.new("struct cram_registers *")
         lib.cram_read_registers(self._handle, registers)
+        self._check_open()
         values = fields(registers[0])
         values["ratio"] /= 1000
         values["no_alloc"] = bool(values["no_alloc"])
@@ -515,6 +517,13 @@ class Device:
         return lib.cram_event_fd(self._handle)
 
 
+def _path(path: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise InvalidArgument(f"path {path!r}: holds a zero byte")
+    return encoded
+
+
 def _set(struct, name: str, value: int) -> None:
     """Sets a field, so that a value that does not fit it is named."""
     try:
@@ -601,11 +610,11 @@ class Poison:
 
     def records(self) -> list[PoisonRecord]:
         """The poison list in ascending order of address."""
-        self._device._check_open()
         room = 64
         while True:
             records = ffi.new("struct cram_poison_record[]", room)
             found = lib.cram_poison_list(self._device._handle, records, room)
+            self._device._check_open()
             if found <= room:
                 return [PoisonRecord(r.dpa, r.length, _SOURCES[r.source]) for r in records[0:found]]
             room = found

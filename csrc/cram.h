@@ -82,6 +82,8 @@ int cram_open(const char *path, cram_device **device);
 int cram_close(cram_device *device);
 /* Frees the handle of a closed device, which nobody uses any more. NULL is accepted. */
 void cram_free(cram_device *device);
+/* 0, CRAM_ECLOSED or CRAM_EFORKED: what those calls that cannot say so have met. */
+int cram_check(const cram_device *device);
 /* The parameters as created. */
 void cram_get_params(const cram_device *device, struct cram_params *params);
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,9 +24,17 @@ static char *put_decimal(char *to, uint32_t n)
 	return to;
 }
 
-/* The state letter, the number of threads and the start time of a process, from /proc/PID/stat (proc(5): fields 3, 20
- * and 22); false when there is none. Only async-signal-safe calls. */
-static bool process_stat(uint32_t pid, char *state, uint64_t *threads, uint64_t *start_time)
+/* What /proc/PID/stat says of a process (proc(5): fields 3, 20 and 22). */
+struct process {
+	char state;
+	uint64_t threads;
+	uint64_t start_time;
+};
+
+enum process_found { PROCESS_FOUND, PROCESS_GONE, PROCESS_UNKNOWN };
+
+/* Only async-signal-safe calls. What cannot be read (no descriptor free, say) is unknown, not gone. */
+static enum process_found process_stat(uint32_t pid, struct process *process)
 {
 	char path[32] = "/proc/";
 	char text[1024];
@@ -33,74 +42,73 @@ static bool process_stat(uint32_t pid, char *state, uint64_t *threads, uint64_t 
 	ssize_t n;
 	int fd;
 
+	if (kill((pid_t)pid, 0) != 0 && errno == ESRCH)
+		return PROCESS_GONE;
 	memcpy(put_decimal(path + 6, pid), "/stat", 6);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return false;
+		return errno == ENOENT ? PROCESS_GONE : PROCESS_UNKNOWN;
 	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	if (n <= 0)
-		return false;
+		return n < 0 && errno == ESRCH ? PROCESS_GONE : PROCESS_UNKNOWN;
 	text[n] = 0;
 	at = strrchr(text, ')');
 	if (at == NULL || at[1] != ' ')
-		return false;
-	*state = at[2];
-	*threads = 0;
-	*start_time = 0;
+		return PROCESS_UNKNOWN;
 	at += 2;
-	for (int field = 3; field < 22 && at != NULL; field++) {
+	process->state = *at;
+	for (int field = 4; field <= 22; field++) {
 		at = strchr(at, ' ');
-		if (at != NULL)
-			at++;
-		if (at != NULL && field + 1 == 20)
-			*threads = strtoull(at, NULL, 10);
-		if (at != NULL && field + 1 == 22)
-			*start_time = strtoull(at, NULL, 10);
+		if (at == NULL)
+			return PROCESS_UNKNOWN;
+		at++;
+		if (field == 20)
+			process->threads = strtoull(at, NULL, 10);
 	}
-	return at != NULL;
+	process->start_time = strtoull(at, NULL, 10);
+	return PROCESS_FOUND;
 }
 
 bool client_dead(const struct client *client)
 {
 	uint32_t pid = atomic_load(&client->pid);
-	uint64_t start_time, threads;
+	struct process process;
+	enum process_found found;
 	int saved = errno;
-	bool found;
-	char state;
 
 	if (pid == 0)
 		return true;
-	found = process_stat(pid, &state, &threads, &start_time);
+	found = process_stat(pid, &process);
 	errno = saved;
-	if (!found || start_time != atomic_load(&client->start_time))
+	if (found != PROCESS_FOUND)
+		return found == PROCESS_GONE;
+	if (process.start_time != atomic_load(&client->start_time))
 		return true;
 	/* A zombie runs no more; but a leader that has ended before its other threads looks like one too. */
-	return state == 'X' || (state == 'Z' && threads <= 1);
+	return process.state == 'X' || (process.state == 'Z' && process.threads <= 1);
 }
 
 bool clients_holder_dead(void *arg, uint32_t word)
 {
 	const struct clients *clients = arg;
-	uint64_t start_time, threads;
+	struct process process;
+	enum process_found found;
 	int saved = errno;
-	bool found;
-	char state;
 
 	if (futex_holder(word) < CLIENTS_MAX)
 		return client_dead(&clients->table[futex_holder(word)]);
-	found = process_stat(futex_thread(word), &state, &threads, &start_time);
+	found = process_stat(futex_thread(word), &process);
 	errno = saved;
-	return !found || state == 'Z' || state == 'X';
+	return found == PROCESS_GONE || (found == PROCESS_FOUND && (process.state == 'Z' || process.state == 'X'));
 }
 
 int clients_join(struct clients *clients)
 {
-	uint64_t start_time, threads;
-	char state;
+	struct process process;
 
-	if (!process_stat((uint32_t)getpid(), &state, &threads, &start_time))
-		return -1;
+	if (process_stat((uint32_t)getpid(), &process) != PROCESS_FOUND)
+		return -2;
 	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		struct client *client = &clients->table[i];
 
@@ -115,7 +123,7 @@ int clients_join(struct clients *clients)
 		for (unsigned j = 0; j < PLACES_MAX; j++)
 			if (atomic_load(&client->places[j].word) != 0)
 				atomic_store(&client->places[j].word, 0);
-		atomic_store(&client->start_time, start_time);
+		atomic_store(&client->start_time, process.start_time);
 		atomic_store(&client->pid, (uint32_t)getpid());
 		atomic_fetch_or(&clients->attached, 1ull << i);
 		return (int)i;

@@ -71,7 +71,8 @@ struct clients {
 bool client_dead(const struct client *client);
 /* Is whom a lock word names gone? arg is the struct clients: a futex_dead_fn. */
 bool clients_holder_dead(void *arg, uint32_t word);
-/* Takes a free slot for this process; its index, or -1. Under the lock. */
+/* Takes a free slot for this process; its index, -1 when there is none, or -2 when /proc/self/stat cannot be read.
+ * Under the lock. */
 int clients_join(struct clients *clients);
 /* Frees a slot. Under the lock. */
 void clients_leave(struct clients *clients, unsigned index);

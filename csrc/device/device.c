@@ -15,6 +15,7 @@
 
 #include "error.h"
 #include "layout.h"
+#include "memory.h"
 #include "recovery.h"
 
 #define PAGE_SPINS 100
@@ -36,9 +37,9 @@ _Static_assert(sizeof(struct op) <= SCRATCH_HEAD, "an op fits its head");
 
 static int map_object(struct device *device, const struct geometry *geometry, const char *name)
 {
-	void *base = mmap(NULL, geometry->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, device->fd, 0);
+	void *base = memory_map(geometry->size, device->fd);
 
-	if (base == MAP_FAILED)
+	if (base == NULL)
 		return cram_fail(cram_code_of_errno(errno), "%s: cannot map %" PRIu64 " bytes: %s", name, geometry->size,
 				 strerror(errno));
 	madvise(base, geometry->size, MADV_DONTDUMP);
@@ -64,14 +65,10 @@ static int map_object(struct device *device, const struct geometry *geometry, co
 static int map_scratch(struct device *device)
 {
 	size_t stride = SCRATCH_CODEC + device->codec.compress_space + device->codec.decompress_space;
-	void *scratch;
-
 	device->scratch_stride = (stride + PAGE_SIZE - 1) & ~(size_t)(PAGE_SIZE - 1);
-	scratch = mmap(NULL, device->scratch_stride * PLACES_MAX, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (scratch == MAP_FAILED)
+	device->scratch = memory_map(device->scratch_stride * PLACES_MAX, -1);
+	if (device->scratch == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for the work areas: %s", strerror(errno));
-	device->scratch = scratch;
 	return 0;
 }
 
@@ -105,6 +102,8 @@ static int join(struct device *device, const char *name)
 		device->self = &device->clients->table[client];
 	}
 	recovery_unlock(device);
+	if (client == -2)
+		return cram_fail(CRAM_EIO, "%s: cannot read /proc/%d/stat (descriptors used up?)", name, (int)getpid());
 	if (client < 0)
 		return cram_fail(CRAM_EBUSY, "%s: all %u client slots are taken", name, CLIENTS_MAX);
 	return 0;
@@ -897,8 +896,6 @@ void device_read_registers(const struct device *device, struct cram_registers *r
 	r->advertised = super->geometry.params.advertised;
 	r->real = device->media.sectors * sector;
 	r->used = atomic_load(&super->used) * sector;
-	/* A reservation that is about to be undone shows for a moment. */
-	r->used = r->used < r->real ? r->used : r->real;
 	r->remaining = r->real - r->used;
 	r->peak = atomic_load(&super->peak) * sector;
 	r->pages_stored = whole(sum.pages[CRAM_PAGE_STORED]);

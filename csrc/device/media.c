@@ -18,12 +18,14 @@ static uint64_t valid_bits(const struct media *media, uint64_t word)
 
 bool media_reserve(struct media *media, uint32_t n)
 {
-	uint64_t before = atomic_fetch_add(media->used, n);
+	uint64_t used = atomic_load(media->used);
 
-	if (before + n <= media->sectors)
-		return true;
-	atomic_fetch_sub(media->used, n);
-	return false;
+	/* Not add and undo: the moment between would refuse others who fit. */
+	do {
+		if (used + n > media->sectors)
+			return false;
+	} while (!atomic_compare_exchange_weak(media->used, &used, used + n));
+	return true;
 }
 
 void media_unreserve(struct media *media, uint32_t n)

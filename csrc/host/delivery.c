@@ -8,11 +8,12 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "../error.h"
+#include "error.h"
+#include "sigbus.h"
+#include "thread.h"
 
 #define REGIONS_MAX 64u
 #define USER_STRIPES 16u
@@ -62,6 +63,17 @@ static void leave_region(struct region *region)
 	atomic_fetch_sub(&region->users[stripe()].n, 1);
 }
 
+static unsigned count_regions(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < REGIONS_MAX; i++)
+		n += atomic_load(&regions[i].base) != 0;
+	return n;
+}
+
+static void on_sigbus(unsigned depth, siginfo_t *info, ucontext_t *context);
+
 static int add_region(struct delivery *delivery)
 {
 	struct pager *pager = delivery->pager;
@@ -75,6 +87,8 @@ static int add_region(struct delivery *delivery)
 		regions[i].delivery = delivery;
 		atomic_store(&regions[i].end, (uintptr_t)pager->base + (pager->pages << PAGE_SHIFT));
 		atomic_store(&regions[i].base, (uintptr_t)pager->base);
+		/* What was installed while nothing was mapped is no surprise. */
+		sigbus_install(on_sigbus, count_regions() == 1);
 	}
 	pthread_mutex_unlock(&table_lock);
 	return row;
@@ -93,22 +107,7 @@ static void remove_region(int row)
 	pthread_mutex_unlock(&table_lock);
 }
 
-/* ---- the SIGBUS handler --------------------------------------------------------------------------------- */
-
-/* What the program has installed: the current one of two, so that a reader never sees half of a change. */
-static struct sigaction program_actions[2];
-static _Atomic unsigned program_current;
-static struct sigaction first_action; /* as it was before ours came first */
-static bool installed;
-static _Atomic uint64_t reasserted;
-static _Atomic bool dying;
-
-/* A handler that was installed over ours may chain to ours. What we hand on carries this in the last bytes of the
- * siginfo, which the kernel leaves zero: who comes back with it has had his turn. */
-#define PASSED_ON 0x63616d5f70617373ull
-#define PASSED_ON_OFFSET (sizeof(siginfo_t) - sizeof(uint64_t))
-
-static void on_sigbus(int number, siginfo_t *info, void *context);
+/* ---- faults as SIGBUS ------------------------------------------------------------------------------------ */
 
 static bool is_write(const ucontext_t *context)
 {
@@ -120,70 +119,7 @@ static bool is_write(const ucontext_t *context)
 #endif
 }
 
-/* Ends the program as the kernel would: by SIGBUS, with this siginfo, before the instruction is tried again. */
-static void die(siginfo_t *info)
-{
-	struct sigaction action = { .sa_handler = SIG_DFL };
-
-	atomic_store(&dying, true);
-	sigaction(SIGBUS, &action, NULL);
-	/* Queued while the handler has it blocked, delivered as the handler returns. A thread may send itself any
-	 * siginfo (kernel/signal.c, do_rt_tgsigqueueinfo()). */
-	syscall(SYS_rt_tgsigqueueinfo, getpid(), thread_id(), SIGBUS, info);
-}
-
-static void set_program_action(const struct sigaction *action)
-{
-	unsigned next = !atomic_load(&program_current);
-
-	program_actions[next] = *action;
-	atomic_store(&program_current, next);
-}
-
-static bool passed_on_before(const siginfo_t *info)
-{
-	uint64_t mark;
-
-	memcpy(&mark, (const char *)info + PASSED_ON_OFFSET, sizeof(mark));
-	return mark == PASSED_ON;
-}
-
-/* Calls a handler of the program's as the kernel would have, but with SIGBUS open: it may touch other pages of ours. */
-static void call_handler(const struct sigaction *action, int number, siginfo_t *info, ucontext_t *context)
-{
-	const uint64_t mark = PASSED_ON;
-	siginfo_t marked = *info;
-	sigset_t mask, before;
-
-	memcpy((char *)&marked + PASSED_ON_OFFSET, &mark, sizeof(mark));
-	sigorset(&mask, &context->uc_sigmask, &action->sa_mask);
-	sigdelset(&mask, SIGBUS);
-	pthread_sigmask(SIG_SETMASK, &mask, &before);
-	if (action->sa_flags & SA_SIGINFO)
-		action->sa_sigaction(number, &marked, context);
-	else
-		action->sa_handler(number);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Hands the signal to the program. */
-static void pass_on(int number, siginfo_t *info, ucontext_t *context)
-{
-	struct sigaction action = passed_on_before(info) ? first_action : program_actions[program_current];
-
-	if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
-		/* A fault that is ignored kills as well (kernel/signal.c, force_sig_info_to_task()). One that some
-		 * process sent may be ignored. */
-		if (action.sa_handler == SIG_DFL || info->si_code > 0)
-			die(info);
-		return;
-	}
-	if (action.sa_flags & SA_RESETHAND)
-		set_program_action(&(struct sigaction){ .sa_handler = SIG_DFL });
-	call_handler(&action, number, info, context);
-}
-
-static void deliver_poison(struct delivery *delivery, int number, uintptr_t address, ucontext_t *context)
+static void deliver_poison(struct delivery *delivery, unsigned depth, uintptr_t address, ucontext_t *context)
 {
 	siginfo_t info;
 
@@ -193,7 +129,7 @@ static void deliver_poison(struct delivery *delivery, int number, uintptr_t addr
 	info.si_addr = (void *)address;
 	info.si_addr_lsb = POISON_LSB;
 	atomic_fetch_add_explicit(&delivery->poison_faults, 1, memory_order_relaxed);
-	pass_on(number, &info, context);
+	sigbus_pass_on(depth, &info, context);
 }
 
 /* A SIGBUS in a monitored mapping is a poison mark. The page may have been repaired since: then try again. */
@@ -212,19 +148,18 @@ static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t
 	return result;
 }
 
-static void on_sigbus(int number, siginfo_t *info, void *argument)
+static void on_sigbus(unsigned depth, siginfo_t *info, ucontext_t *context)
 {
 	uintptr_t address = (uintptr_t)info->si_addr;
-	ucontext_t *context = argument;
 	enum fault_result result;
 	struct delivery *delivery;
 	struct region *region;
 	int saved = errno;
 
 	/* si_addr means something only when the kernel raised it. */
-	region = info->si_code > 0 && !passed_on_before(info) ? enter_region(address) : NULL;
+	region = info->si_code > 0 ? enter_region(address) : NULL;
 	if (region == NULL) {
-		pass_on(number, info, context);
+		sigbus_pass_on(depth, info, context);
 	} else {
 		struct pager *pager;
 		struct op *op;
@@ -242,41 +177,11 @@ static void on_sigbus(int number, siginfo_t *info, void *argument)
 		/* Before the program's handler, which may never return. */
 		leave_region(region);
 		if (result == FAULT_POISON)
-			deliver_poison(delivery, number, address, context);
+			deliver_poison(delivery, depth, address, context);
 		else if (result == FAULT_FAILED)
-			pass_on(number, info, context);
+			sigbus_pass_on(depth, info, context);
 	}
 	errno = saved;
-}
-
-static bool in_front(const struct sigaction *action)
-{
-	return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_sigbus;
-}
-
-/* Under table_lock. */
-static void install_handler(void)
-{
-	struct sigaction ours = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK };
-	struct sigaction now;
-
-	sigaction(SIGBUS, NULL, &now);
-	if (in_front(&now) || atomic_load(&dying))
-		return;
-	/* The whole handler runs with every signal blocked: nothing may interrupt a thread that holds a page. */
-	sigfillset(&ours.sa_mask);
-	if (!installed)
-		first_action = now;
-	set_program_action(&now);
-	sigaction(SIGBUS, &ours, NULL);
-	if (installed && atomic_fetch_add(&reasserted, 1) == 0) {
-		static const char text[] = "cram_emu: this program installed a SIGBUS handler after mapping a device; "
-					   "cram_emu's is in front of it again and passes on what is not its own\n";
-		ssize_t ignored = write(STDERR_FILENO, text, sizeof(text) - 1);
-
-		(void)ignored;
-	}
-	installed = true;
 }
 
 /* In a child of fork nothing of ours is mapped, and a thread that held the lock is not there to release it. */
@@ -295,25 +200,12 @@ __attribute__((constructor)) static void watch_fork(void)
 	pthread_atfork(NULL, NULL, forget_regions);
 }
 
-static bool any_region(void)
-{
-	for (unsigned i = 0; i < REGIONS_MAX; i++)
-		if (atomic_load(&regions[i].base) != 0)
-			return true;
-	return false;
-}
-
 void delivery_reassert(void)
 {
 	pthread_mutex_lock(&table_lock);
-	if (any_region())
-		install_handler();
+	if (count_regions() > 0)
+		sigbus_install(on_sigbus, false);
 	pthread_mutex_unlock(&table_lock);
-}
-
-uint64_t delivery_reasserted(void)
-{
-	return atomic_load(&reasserted);
 }
 
 /* ---- the monitor ---------------------------------------------------------------------------------------- */
@@ -360,20 +252,15 @@ static void *monitor(void *argument)
 
 static int start_monitor(struct delivery *delivery)
 {
-	sigset_t all, before;
-	int error;
+	int code;
 
 	delivery->stop = eventfd(0, EFD_CLOEXEC);
 	if (delivery->stop < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerror(errno));
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&delivery->monitor, NULL, monitor, delivery);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (error == 0)
-		return 0;
-	close(delivery->stop);
-	return cram_fail(CRAM_ENOMEM, "no monitor thread: %s", strerror(error));
+	code = thread_start(&delivery->monitor, monitor, delivery, "monitor");
+	if (code != 0)
+		close(delivery->stop);
+	return code;
 }
 
 static void stop_monitor(struct delivery *delivery)
@@ -402,7 +289,6 @@ int delivery_start(struct delivery *delivery, struct pager *pager, bool monitore
 			stop_monitor(delivery);
 		return cram_fail(CRAM_EBUSY, "this process has %u mappings already", REGIONS_MAX);
 	}
-	delivery_reassert();
 	return 0;
 }
 

@@ -35,10 +35,7 @@ int delivery_start(struct delivery *delivery, struct pager *pager, bool monitore
 /* Ends it, and returns when no thread is inside. Faults are then not answered any more. */
 void delivery_stop(struct delivery *delivery);
 
-/* Puts our SIGBUS handler back in front of one that the program has installed since, and warns on stderr the first
- * time. Without a preloaded shim nobody tells us of sigaction(2): called at each map, flush and write-back. */
+/* Puts our SIGBUS handler back in front of one that the program has installed since (sigbus.h). Without a preloaded
+ * shim nobody tells us of sigaction(2): called at each flush and write-back; each new mapping does it too. */
 void delivery_reassert(void);
-/* How often that happened. */
-uint64_t delivery_reasserted(void);
-
 #endif

@@ -13,12 +13,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "../device/device.h"
-#include "../device/layout.h"
-#include "../error.h"
 #include "delivery.h"
+#include "device/device.h"
+#include "device/layout.h"
+#include "error.h"
+#include "memory.h"
 #include "pager.h"
 #include "service.h"
+#include "sigbus.h"
 #include "uffd.h"
 
 #define WINDOW_MIN (64u << 10)
@@ -178,8 +180,11 @@ static int open_with(open_fn *open_device, const char *path, const struct cram_p
 	if (code == 0) {
 		device->params = *device_params(&device->device);
 		code = service_start(&device->service, &device->device, &service_ops, device);
-		if (code != 0)
+		if (code != 0) {
 			device_close(&device->device, false);
+			if (open_device == device_create && path != NULL)
+				unlink(path);
+		}
 	}
 	restore_signals(&before);
 	if (code != 0) {
@@ -259,6 +264,11 @@ void cram_free(cram_device *device)
 	free(device);
 }
 
+int cram_check(const cram_device *device)
+{
+	return check_open(device);
+}
+
 void cram_get_params(const cram_device *device, struct cram_params *params)
 {
 	*params = device->params;
@@ -306,8 +316,7 @@ void cram_write_page(cram_device *device, uint64_t dpa, const void *from)
 	if (device_foreign(visit.op, page)) {
 		device_count_refused(&device->device);
 	} else if (pager != NULL && pager_resident(pager, index)) {
-		pager_make_dirty(pager, visit.op, index);
-		memcpy(pager_frame(pager, index), bounce, PAGE_SIZE);
+		pager_write(pager, visit.op, index, bounce);
 	} else {
 		bool marked = pager != NULL && device_poisoned(visit.op, page);
 
@@ -356,8 +365,7 @@ static void discard_page(struct cram_device *device, struct op *op, uint64_t pag
 		device_count_refused(&device->device);
 	} else if (pager != NULL && pager_resident(pager, index) && pager_pinned(pager, index)) {
 		/* A pinned frame must stay. */
-		pager_make_dirty(pager, op, index);
-		memset(pager_frame(pager, index), 0, PAGE_SIZE);
+		pager_write(pager, op, index, NULL);
 	} else {
 		if (pager != NULL)
 			pager_drop(pager, op, index, true);
@@ -741,8 +749,8 @@ static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
 	struct pager *pager = &map->pager;
 	int code;
 
-	pager->base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (pager->base == MAP_FAILED)
+	pager->base = memory_map(length, -1);
+	if (pager->base == NULL)
 		return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes: %s", length,
 				 strerror(errno));
 	madvise(pager->base, length, MADV_NOHUGEPAGE);
@@ -953,7 +961,7 @@ int cram_unpin(cram_map *map, uint64_t offset, uint64_t length)
 
 	if (code != 0)
 		return code;
-	code = pager_unpin(&map->pager, offset >> PAGE_SHIFT, page_count(offset, length));
+	code = pager_unpin(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
 	end(&visit);
 	return code;
 }
@@ -967,7 +975,7 @@ void cram_map_read_stats(const cram_map *map, struct cram_map_stats *stats)
 	stats->dirty = atomic_load(&pager->dirty);
 	stats->window = pager->window;
 	stats->poison_faults = atomic_load(&map->delivery.poison_faults);
-	stats->handler_restored = delivery_reasserted();
+	stats->handler_restored = sigbus_reinstalled();
 	for (unsigned i = 0; i < PLACES_MAX; i++) {
 		const struct lane *lane = &pager->lanes[i];
 

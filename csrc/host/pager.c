@@ -6,7 +6,8 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 
-#include "../error.h"
+#include "error.h"
+#include "memory.h"
 #include "uffd.h"
 
 /* Victims of one eviction. Many, so that most faults find room: the sweep costs one in so many of them a pause. */
@@ -29,13 +30,6 @@ static uint64_t dpa_page(const struct pager *pager, uint64_t page)
 	return pager->first + page;
 }
 
-static void *map_table(uint64_t size)
-{
-	void *table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return table == MAP_FAILED ? NULL : table;
-}
-
 static uint64_t bitmap_size(const struct pager *pager)
 {
 	return (pager->pages + 63) / 64 * 8;
@@ -45,9 +39,9 @@ int pager_init(struct pager *pager)
 {
 	bool sets = pageset_init(&pager->resident_set, pager->pages) && pageset_init(&pager->dirty_set, pager->pages);
 
-	pager->referenced = map_table(bitmap_size(pager));
-	pager->pinned = map_table(bitmap_size(pager));
-	pager->age = map_table(pager->pages * sizeof(*pager->age));
+	pager->referenced = memory_map(bitmap_size(pager), -1);
+	pager->pinned = memory_map(bitmap_size(pager), -1);
+	pager->age = memory_map(pager->pages * sizeof(*pager->age), -1);
 	if (!sets || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
 		pager_deinit(pager);
 		return cram_fail(CRAM_ENOMEM, "no memory for the tables of a mapping of %llu pages",
@@ -136,12 +130,44 @@ static bool is_dirty(const struct pager *pager, uint64_t page)
 	return pageset_has(&pager->dirty_set, page);
 }
 
-void pager_make_dirty(struct pager *pager, struct op *op, uint64_t page)
+static void set_pinned(struct pager *pager, uint64_t page, bool on)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	if (on)
+		atomic_fetch_or(&pager->pinned[page / 64], bit);
+	else
+		atomic_fetch_and(&pager->pinned[page / 64], ~bit);
+}
+
+/* Makes a resident page dirty, writable and pinned: from now on no range that is protected contains it. */
+static void hold(struct pager *pager, struct op *op, uint64_t page)
 {
 	/* The page map hears of it before the first byte changes. */
 	if (!is_dirty(pager, page))
 		note_dirty(pager, op, page);
+	set_pinned(pager, page, true);
+	/* The race: who looked before that may yet protect a range around it. Whoever looks later sees the bit, so
+	 * that each lane need be seen out of it once. Nobody in there waits for a page. */
+	for (unsigned i = 0; i < PLACES_MAX; i++)
+		while (atomic_load(&pager->lanes[i].protecting))
+			sleep_ns(1000);
 	uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
+}
+
+void pager_write(struct pager *pager, struct op *op, uint64_t page, const void *from)
+{
+	bool pinned = pager_pinned(pager, page);
+
+	/* Held: a fault of our own, on a page that we have locked, would wait for ever. */
+	if (!pinned)
+		hold(pager, op, page);
+	if (from != NULL)
+		memcpy(pager_frame(pager, page), from, PAGE_SIZE);
+	else
+		memset(pager_frame(pager, page), 0, PAGE_SIZE);
+	if (!pinned)
+		set_pinned(pager, page, false);
 }
 
 /* ---- write-back ----------------------------------------------------------------------------------------- */
@@ -158,27 +184,40 @@ static void unlock_batch(struct pager *pager, struct op *op, const struct batch 
 		device_unlock_page(op, dpa_page(pager, batch->page[i]));
 }
 
-/* Protects the dirty pages among them, range by range: one call costs little more than one page, and a page between
- * them that is not ours only faults once for nothing. */
-static void protect_dirty(struct pager *pager, const struct batch *batch)
+static bool pinned_between(const struct pager *pager, uint64_t first, uint64_t end)
 {
+	while (first < end && !pager_pinned(pager, first))
+		first++;
+	return first < end;
+}
+
+static void protect(struct pager *pager, uint64_t first, uint64_t end)
+{
+	if (end > first)
+		uffd_protect(pager->uffd, pager_frame(pager, first), (end - first) << PAGE_SHIFT, true);
+}
+
+/* Protects the dirty pages among them, range by range: one call costs little more than one page, and a page between
+ * them that is not ours only faults once for nothing. Pinned pages are left alone. */
+static void protect_dirty(struct pager *pager, const struct op *op, const struct batch *batch)
+{
+	struct lane *lane = lane_of(pager, op);
 	uint64_t from = 0, to = 0; /* the open range is [from, to) */
 
+	atomic_store(&lane->protecting, true);
 	for (unsigned i = 0; i < batch->count; i++) {
 		uint64_t page = batch->page[i];
 
-		if (!is_dirty(pager, page))
+		if (!is_dirty(pager, page) || pager_pinned(pager, page))
 			continue;
-		if (to > from && page - to > PROTECT_GAP) {
-			uffd_protect(pager->uffd, pager_frame(pager, from), (to - from) << PAGE_SHIFT, true);
-			from = page;
-		} else if (to == from) {
+		if (to == from || page - to > PROTECT_GAP || pinned_between(pager, to, page)) {
+			protect(pager, from, to);
 			from = page;
 		}
 		to = page + 1;
 	}
-	if (to > from)
-		uffd_protect(pager->uffd, pager_frame(pager, from), (to - from) << PAGE_SHIFT, true);
+	protect(pager, from, to);
+	atomic_store(&lane->protecting, false);
 }
 
 /* A device write behind the page tables' back may still arrive in a pinned frame: store a snapshot, it stays dirty. */
@@ -212,8 +251,9 @@ static void drop_frames(struct pager *pager, const struct batch *batch)
 		else
 			ranges[n++] = (struct iovec){ frame, PAGE_SIZE };
 	}
-	if (n > 0)
-		uffd_drop(ranges, n);
+	/* Should the kernel refuse, they stay: clean frames that hold the right bytes. */
+	if (n == 0 || uffd_drop(ranges, n) != 0)
+		return;
 	for (unsigned i = 0; i < batch->count; i++)
 		pageset_remove(&pager->resident_set, batch->page[i]);
 	atomic_fetch_sub(&pager->resident, batch->count);
@@ -225,19 +265,17 @@ static void clean_batch(struct pager *pager, struct op *op, const struct batch *
 	struct batch failed = { .count = 0 };
 	unsigned written = 0;
 
-	protect_dirty(pager, batch);
+	protect_dirty(pager, op, batch);
 	for (unsigned i = 0; i < batch->count; i++) {
 		uint64_t page = batch->page[i];
 
 		if (!is_dirty(pager, page))
 			continue;
 		written++;
-		if (pager_pinned(pager, page)) {
+		if (pager_pinned(pager, page))
 			store_snapshot(pager, op, page);
-			uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
-		} else if (!store_frame(pager, op, page)) {
+		else if (!store_frame(pager, op, page))
 			failed.page[failed.count++] = page;
-		}
 	}
 	if (failed.count > 0)
 		drop_frames(pager, &failed);
@@ -251,7 +289,7 @@ static void evict_batch(struct pager *pager, struct op *op, const struct batch *
 	struct lane *lane = lane_of(pager, op);
 	unsigned written = 0;
 
-	protect_dirty(pager, batch);
+	protect_dirty(pager, op, batch);
 	for (unsigned i = 0; i < batch->count; i++) {
 		if (is_dirty(pager, batch->page[i])) {
 			store_frame(pager, op, batch->page[i]);
@@ -579,16 +617,6 @@ void pager_write_back_due(struct pager *pager, struct op *op, uint64_t ms)
 
 /* ---- pins ----------------------------------------------------------------------------------------------- */
 
-static void set_pinned(struct pager *pager, uint64_t page, bool on)
-{
-	uint64_t bit = 1ull << page % 64;
-
-	if (on)
-		atomic_fetch_or(&pager->pinned[page / 64], bit);
-	else
-		atomic_fetch_and(&pager->pinned[page / 64], ~bit);
-}
-
 static bool pinned_by(const struct pager *pager, uint64_t page, unsigned except)
 {
 	for (unsigned i = 0; i < pager->pin_count; i++)
@@ -597,14 +625,17 @@ static bool pinned_by(const struct pager *pager, uint64_t page, unsigned except)
 	return false;
 }
 
-/* Unpins the pages of [first, first + count) that no other pin holds. */
-static void release_pages(struct pager *pager, uint64_t first, uint64_t count, unsigned except)
+/* Unpins the pages of [first, first + count) that no other pin holds. Each under its lock: pager_write() relies on a
+ * pinned page staying so. */
+static void release_pages(struct pager *pager, struct op *op, uint64_t first, uint64_t count, unsigned except)
 {
 	for (uint64_t page = first; page < first + count; page++) {
-		if (pager_pinned(pager, page) && !pinned_by(pager, page, except)) {
-			set_pinned(pager, page, false);
-			pager->pinned_pages--;
-		}
+		if (!pager_pinned(pager, page) || pinned_by(pager, page, except))
+			continue;
+		device_lock_page(op, dpa_page(pager, page));
+		set_pinned(pager, page, false);
+		device_unlock_page(op, dpa_page(pager, page));
+		pager->pinned_pages--;
 	}
 }
 
@@ -616,8 +647,7 @@ static enum fault_result pin_page(struct pager *pager, struct op *op, uint64_t p
 
 		device_lock_page(op, dpa_page(pager, page));
 		if (pager_resident(pager, page)) {
-			pager_make_dirty(pager, op, page);
-			set_pinned(pager, page, true);
+			hold(pager, op, page);
 			device_unlock_page(op, dpa_page(pager, page));
 			return FAULT_DONE;
 		}
@@ -651,7 +681,7 @@ static int pin_range(struct pager *pager, struct op *op, uint64_t first, uint64_
 			pager->pinned_pages++;
 			continue;
 		}
-		release_pages(pager, first, page - first, PAGER_PINS_MAX);
+		release_pages(pager, op, first, page - first, PAGER_PINS_MAX);
 		if (result == FAULT_POISON)
 			return cram_fail(CRAM_EPOISON, "the page at offset 0x%llx is poisoned",
 					 (unsigned long long)(page << PAGE_SHIFT));
@@ -672,7 +702,7 @@ int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count
 	return code;
 }
 
-int pager_unpin(struct pager *pager, uint64_t first, uint64_t count)
+int pager_unpin(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
 {
 	int code = CRAM_EINVAL;
 
@@ -680,7 +710,7 @@ int pager_unpin(struct pager *pager, uint64_t first, uint64_t count)
 	for (unsigned i = 0; i < pager->pin_count && code != 0; i++) {
 		if (pager->pins[i].first != first || pager->pins[i].count != count)
 			continue;
-		release_pages(pager, first, count, i);
+		release_pages(pager, op, first, count, i);
 		pager->pins[i] = pager->pins[--pager->pin_count];
 		code = 0;
 	}

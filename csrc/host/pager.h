@@ -8,6 +8,7 @@
  * A page's bits, its protection and its frame change only under the device's lock of that page, by a thread in an op
  * with signals blocked. The invariants, whenever nobody holds the lock:
  *   not resident   no page table entry, or a poison mark: the first access faults
+ *   pinned         resident, dirty, and never protected
  *   resident       clean: write-protected, the media has the same bytes
  *                  dirty: the frame is the truth, and the page map's entry says DIRTY. It may be protected all the
  *                         same (a sweep protects whole ranges): the next write faults and finds it dirty
@@ -20,7 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "../device/device.h"
+#include "device/device.h"
 #include "pageset.h"
 
 #define PAGER_PINS_MAX 256u
@@ -28,6 +29,7 @@
 /* What one thread (place) did here last, and its counters. */
 struct lane {
 	_Alignas(64) uint64_t next; /* the page after those of its last fault */
+	_Atomic bool protecting;    /* it protects ranges, having looked for pinned pages in them */
 	uint32_t depth;             /* pages that the next fault in sequence brings in */
 	_Atomic uint64_t read_faults, write_faults, protect_faults, prefetched, evicted, written_back;
 	_Atomic uint64_t redirtied; /* faults on pages that the periodic write-back had cleaned */
@@ -92,7 +94,7 @@ void pager_evict_all(struct pager *pager, struct op *op);
 
 /* CRAM_ENOMEM, CRAM_EPOISON, CRAM_EINVAL: see cram_pin(). */
 int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
-int pager_unpin(struct pager *pager, uint64_t first, uint64_t count);
+int pager_unpin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
 
 /* On a page that op has locked: */
 
@@ -108,8 +110,8 @@ static inline uint8_t *pager_frame(const struct pager *pager, uint64_t page)
 {
 	return pager->base + (page << PAGE_SHIFT);
 }
-/* Makes a resident page writable and dirty. */
-void pager_make_dirty(struct pager *pager, struct op *op, uint64_t page);
+/* Writes to a resident page through its frame; from NULL writes zeros. */
+void pager_write(struct pager *pager, struct op *op, uint64_t page, const void *from);
 /* Writes the page back if it is dirty, or not (discard), and drops its frame or poison mark. */
 void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard);
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-#define _GNU_SOURCE
 #include "pageset.h"
 
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#include "memory.h"
 
 bool pageset_init(struct pageset *set, uint64_t pages)
 {
@@ -19,11 +20,9 @@ bool pageset_init(struct pageset *set, uint64_t pages)
 		offset[i] = set->size;
 		set->size += (words * 8 + 4095) & ~4095ull;
 	}
-	set->memory = mmap(NULL, set->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (set->memory == MAP_FAILED) {
-		set->memory = NULL;
+	set->memory = memory_map(set->size, -1);
+	if (set->memory == NULL)
 		return false;
-	}
 	for (unsigned i = 0; i < PAGESET_LEVELS; i++)
 		set->level[i] = (_Atomic uint64_t *)((char *)set->memory + offset[i]);
 	return true;
@@ -41,16 +40,14 @@ void pageset_add(struct pageset *set, uint64_t page)
 	for (unsigned i = 0; i < PAGESET_LEVELS; i++, page /= 64) {
 		uint64_t bit = 1ull << page % 64;
 
-		/* A summary bit that is seen set stays: who clears one looks at the word below afterwards. */
-		if (atomic_load(&set->level[i][page / 64]) & bit)
-			continue;
-		atomic_fetch_or(&set->level[i][page / 64], bit);
+		/* Read first: most additions find the summaries set, and need not own their cache lines. */
+		if (!(atomic_load(&set->level[i][page / 64]) & bit))
+			atomic_fetch_or(&set->level[i][page / 64], bit);
 	}
 }
 
 void pageset_remove(struct pageset *set, uint64_t page)
 {
-	/* The summaries stay behind until a walk finds the word below empty. */
 	atomic_fetch_and(&set->level[0][page / 64], ~(1ull << page % 64));
 }
 
@@ -73,15 +70,6 @@ static uint64_t next_on(struct pageset *set, unsigned level, uint64_t at)
 			return PAGESET_END;
 		}
 		bits = atomic_load(&set->level[level][word]);
-		if (bits == 0 && level + 1 < PAGESET_LEVELS) {
-			_Atomic uint64_t *summary = &set->level[level + 1][word / 64];
-			uint64_t mark = 1ull << word % 64;
-
-			/* The race: an add between our look and our clearing. Look again, and put the bit back. */
-			atomic_fetch_and(summary, ~mark);
-			if (atomic_load(&set->level[level][word]) != 0)
-				atomic_fetch_or(summary, mark);
-		}
 	}
 	return word * 64 + (uint64_t)__builtin_ctzll(bits);
 }

@@ -4,7 +4,8 @@
  *
  * A bitmap with two levels of summary above it, so that walking the few resident pages of a 1 TiB mapping does not
  * read 32 MiB. Untouched parts cost nothing. Atomic: a bit changes only under its page's lock, neighbours change at
- * any time.
+ * any time. A summary bit says that there has been a member below: it is never cleared, because a walker beside the
+ * one that clears it would miss a member that is added at that moment.
  */
 #ifndef CRAM_PAGESET_H
 #define CRAM_PAGESET_H
@@ -35,7 +36,8 @@ static inline bool pageset_has(const struct pageset *set, uint64_t page)
 }
 void pageset_add(struct pageset *set, uint64_t page);
 void pageset_remove(struct pageset *set, uint64_t page);
-/* The first member at or after page, or PAGESET_END. One that is added or removed meanwhile may be missed or found. */
+/* The first member at or after page, or PAGESET_END. One that is added or removed meanwhile may be missed or found; one
+ * that was there before the call, and stays, is found. */
 uint64_t pageset_next(struct pageset *set, uint64_t page);
 
 #endif

@@ -8,7 +8,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "../error.h"
+#include "error.h"
+#include "thread.h"
 
 static bool handled(int number)
 {
@@ -71,8 +72,7 @@ static void *serve(void *argument)
 
 int service_start(struct service *service, struct device *device, const struct service_ops *ops, void *owner)
 {
-	sigset_t all, before;
-	int error;
+	int code;
 
 	service->device = device;
 	service->ops = ops;
@@ -81,15 +81,10 @@ int service_start(struct service *service, struct device *device, const struct s
 	service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (service->event_fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerror(errno));
-	/* Every signal blocked: the program's handlers run in its own threads. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&service->thread, NULL, serve, service);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (error == 0)
-		return 0;
-	close(service->event_fd);
-	return cram_fail(CRAM_ENOMEM, "no service thread: %s", strerror(error));
+	code = thread_start(&service->thread, serve, service, "service");
+	if (code != 0)
+		close(service->event_fd);
+	return code;
 }
 
 void service_stop(struct service *service)

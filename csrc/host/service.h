@@ -13,7 +13,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#include "../device/device.h"
+#include "device/device.h"
 
 /* What the service asks of its owner; called in the service's thread, signals blocked. */
 struct service_ops {

@@ -37,6 +37,11 @@ static int uffd_ioctl(int fd, unsigned long request, void *argument)
 	return code;
 }
 
+/* Drops pages of locked memory too (mlockall(2)); Linux 5.18. */
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 /* The system call, or the device node for those whom an administrator gave it (Linux 6.1). */
 static int open_descriptor(int flags)
 {
@@ -148,15 +153,17 @@ int uffd_drop(const struct iovec *ranges, int n)
 {
 	/* PIDFD_SELF_THREAD_GROUP, Linux 6.14; earlier kernels answer EBADF, and get one call a range. */
 	const int self = -10001;
+	ssize_t total = 0, done = -1;
 	int saved = errno;
 	int code = 0;
 
-	if (n > 1 && syscall(SYS_process_madvise, self, ranges, n, MADV_DONTNEED, 0) >= 0) {
-		errno = saved;
-		return 0;
-	}
-	for (int i = 0; i < n && code == 0; i++)
-		if (madvise(ranges[i].iov_base, ranges[i].iov_len, MADV_DONTNEED) != 0)
+	for (int i = 0; i < n; i++)
+		total += (ssize_t)ranges[i].iov_len;
+	if (n > 1)
+		done = syscall(SYS_process_madvise, self, ranges, n, MADV_DONTNEED_LOCKED, 0);
+	/* Again for those that are gone already does no harm: nobody can have filled them meanwhile. */
+	for (int i = 0; i < n && done != total && code == 0; i++)
+		if (madvise(ranges[i].iov_base, ranges[i].iov_len, MADV_DONTNEED_LOCKED) != 0)
 			code = -errno;
 	errno = saved;
 	return code;
