@@ -124,6 +124,7 @@ class PageInfo:
     sectors: int
     dirty: bool  #: a frame somewhere is newer
     resident: bool  #: a frame of this process holds it
+    foreign: bool  #: another client has it mapped
     poisoned: int  #: bit i: line i is poisoned
     media: int  #: offset of its first sector in the device object, 0 for none
 
@@ -334,31 +335,24 @@ class Device:
     def read(self, dpa: int, length: int) -> bytes:
         """Bytes of the device. PoisonError at the first poisoned line; Busy for another's page."""
         self._check_range(dpa, length)
-        page = ffi.new("unsigned char[4096]")
-        result = bytearray()
-        while len(result) < length:
-            at = dpa + len(result)
-            start = at % PAGE
-            count = min(PAGE - start, length - len(result))
-            missing = lib.cram_read_page(self._handle, at, page)
-            if start + count > PAGE - missing:
-                self._check_open()
-                good = max(PAGE - missing, start)
-                raise self._unreadable(at - start + good)
-            result += ffi.buffer(page, PAGE)[start : start + count]
+        result = bytearray(length)
+        while missing := lib.cram_read(self._handle, dpa, ffi.from_buffer(result), length):
+            self._check_open()
+            self._raise_unreadable(dpa + length - missing)
         return bytes(result)
 
-    def _unreadable(self, address: int) -> Exception:
-        """Why the byte at address could not be read."""
-        mask = self.page(address).poisoned
-        first = address % PAGE // LINE
+    def _raise_unreadable(self, address: int) -> None:
+        """Says why the byte at address could not be read; returns if it can be by now."""
+        page = self.page(address)
+        line = address % PAGE // LINE
         lines = 0
-        while first + lines < PAGE // LINE and mask >> (first + lines) & 1:
+        while page.poisoned >> (line + lines) & 1:
             lines += 1
         if lines:
             length = lines * LINE - address % LINE
-            return PoisonError(f"poison at 0x{address:x}, {length} bytes", address, length)
-        return Busy(f"the page at 0x{address:x} is mapped by another client")
+            raise PoisonError(f"poison at 0x{address:x}, {length} bytes", address, length)
+        if page.foreign:
+            raise Busy(f"the page at 0x{address:x} is mapped by another client")
 
     def write(self, dpa: int, data) -> None:
         """Writes whole pages. As with the hardware, nothing tells whether a write was dropped."""
@@ -438,8 +432,8 @@ class Device:
         check(lib.cram_page_info(self._handle, dpa, info))
         values = fields(info[0])
         values["state"] = _STATES[info.state]
-        values["dirty"] = bool(info.dirty)
-        values["resident"] = bool(info.resident)
+        for name in ("dirty", "resident", "foreign"):
+            values[name] = bool(values[name])
         return PageInfo(**values)
 
     @property

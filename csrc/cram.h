@@ -89,7 +89,7 @@ void cram_get_params(const cram_device *device, struct cram_params *params);
 
 /* ---- the data plane ------------------------------------------------------------------------------------- */
 
-/* Each acts on the one page that holds dpa. On a page resident in a mapping of this process they act through its
+/* The page functions act on the page that holds dpa. On a page resident in a mapping of this process they act through its
  * frame; on a page in a range that another client has mapped a read copies nothing, and a write or discard is
  * dropped and counted (refused_writes). An address past the advertised capacity behaves the same way. */
 
@@ -99,6 +99,8 @@ void cram_write_page(cram_device *device, uint64_t dpa, const void *page);
 /* copy_mc_to_kernel() semantics: copies up to the first poisoned 64-byte line into page (4096 bytes) and returns
  * how many bytes were not copied, 0 on success. A page never written reads as zeros. */
 size_t cram_read_page(cram_device *device, uint64_t dpa, void *page);
+/* The same for any range: copies up to the first poisoned line that the range touches. */
+size_t cram_read(cram_device *device, uint64_t dpa, void *to, size_t length);
 /* Gives the capacity of whole pages back; they read as zeros afterwards. dpa and length in multiples of 4096. */
 void cram_discard(cram_device *device, uint64_t dpa, uint64_t length);
 
@@ -156,6 +158,7 @@ struct cram_page_info {
 	uint32_t sectors;   /* sectors held */
 	uint32_t dirty;     /* 1: a frame somewhere is newer */
 	uint32_t resident;  /* 1: a frame of this process holds it */
+	uint32_t foreign;   /* 1: another client has it mapped */
 	uint64_t poisoned;  /* bit i: line i is poisoned */
 	uint64_t media;     /* offset of its first sector in the device object; 0 when it has none */
 };
@@ -212,7 +215,7 @@ struct cram_event {
 
 /* Waits for the event after *sequence, stores it and advances *sequence. timeout_ms < 0: for ever.
  * CRAM_ETIMEDOUT; CRAM_ECLOSED: the device is closing. CRAM_EOVERFLOW: the ring (4096 events) has lapped the
- * reader; *sequence then stands before the oldest event still held, and the gap is the number lost. */
+ * reader; *sequence then stands before the oldest event still held, and by so many as it has moved are lost. */
 int cram_event_wait(cram_device *device, uint64_t *sequence, int timeout_ms, struct cram_event *event);
 /* An eventfd that counts this device's interrupts, from now on; owned by the device. */
 int cram_event_fd(cram_device *device);

@@ -12,6 +12,9 @@
 
 #include "pagemap.h"
 
+/* The last block begins at most where all before it stand uncompressed. */
+_Static_assert(8 + 3 * 1024 + ZSTD_COMPRESSBOUND(1024) <= CODEC_BUFFER, "blocks fit");
+_Static_assert(ZSTD_COMPRESSBOUND(4096) <= CODEC_BUFFER, "a page fits");
 #define ALIGN64(n) (((n) + 63) & ~(size_t)63)
 
 static size_t zstd_compress_space(int level)
@@ -57,20 +60,21 @@ void codec_open_space(const struct codec *codec, void *memory, struct codec_spac
 	}
 }
 
-/* Compresses size bytes into at most room; returns the length, or 0 when they do not fit. */
+/* Compresses size bytes into `to`; returns the length, or 0 when it is more than `most`. */
 static uint32_t compress(const struct codec *codec, struct codec_space *space, const uint8_t *from, uint32_t size,
-			 uint8_t *to, uint32_t room)
+			 uint8_t *to, uint32_t most)
 {
 	if (codec->codec == CRAM_CODEC_LZ4) {
 		int n = LZ4_compress_fast_extState(space->compress, (const char *)from, (char *)to, (int)size,
-						   (int)room, codec->level);
+						   (int)most, codec->level);
 
 		return n > 0 ? (uint32_t)n : 0;
 	}
 	if (codec->codec == CRAM_CODEC_ZSTD) {
-		size_t n = ZSTD_compressCCtx(space->compress, to, room, from, size, codec->level);
+		/* With less room than its bound it gives up before it has reached it. */
+		size_t n = ZSTD_compressCCtx(space->compress, to, ZSTD_COMPRESSBOUND(size), from, size, codec->level);
 
-		return ZSTD_isError(n) ? 0 : (uint32_t)n;
+		return ZSTD_isError(n) || n > most ? 0 : (uint32_t)n;
 	}
 	return 0;
 }

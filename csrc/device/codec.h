@@ -14,6 +14,9 @@
 
 #include "cram.h"
 
+/* Room for any stored form, and for what libzstd wants beyond it (ZSTD_COMPRESSBOUND). */
+#define CODEC_BUFFER (4096u + 256u)
+
 struct codec {
 	uint32_t codec;          /* enum cram_codec */
 	int32_t level;
@@ -42,7 +45,7 @@ struct encoded {
 	const uint8_t *form;        /* STORED: in buffer; RAW: the page itself */
 };
 
-/* Encodes the page; buffer holds 4096 bytes. Cannot fail: what does not shrink is RAW. The page must not change
+/* Encodes the page; buffer holds CODEC_BUFFER bytes. Cannot fail: what does not shrink is RAW. The page must not change
  * meanwhile. */
 void codec_encode(const struct codec *codec, struct codec_space *space, const uint8_t *page, uint8_t *buffer,
 		  struct encoded *encoded);

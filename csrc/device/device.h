@@ -52,7 +52,7 @@ struct op {
 	bool ready;
 	uint64_t cursor;           /* where its last search for sectors ended */
 	struct codec_space space;
-	uint8_t *form;             /* 4096 bytes: stored forms */
+	uint8_t *form;             /* CODEC_BUFFER bytes: stored forms */
 	uint8_t *page;             /* 4096 bytes: one page */
 	uint8_t *batch;            /* DEVICE_BATCH pages, for the host */
 };
@@ -73,8 +73,8 @@ void device_unlock_page(struct op *op, uint64_t page);
 
 /* All of these act on a page that op has locked. */
 
-/* Copies up to the first poisoned line into to; returns the bytes not copied. */
-size_t device_load(struct op *op, uint64_t page, uint8_t *to);
+/* Loads the page's 4096 bytes; bit i of the result: line i is poisoned, and its bytes must not be used. */
+uint64_t device_load(struct op *op, uint64_t page, uint8_t *to);
 /* Is a line of it poisoned, as far as the page map says? */
 bool device_poisoned(const struct op *op, uint64_t page);
 /* Stores the page and clears DIRTY. False: no room, and the page is poison now. from must not change meanwhile. */

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * host.h - what this process keeps of a device and of its mappings, and how a thread visits them.
+ *
+ * The functions of cram.h are in host.c (lifetime, the service's work), plane.c (pages), control.c (registers,
+ * interrupts) and mapping.c. There, and nowhere below, signals are blocked around work on pages.
+ */
+#ifndef CRAM_HOST_H
+#define CRAM_HOST_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "delivery.h"
+#include "device/device.h"
+#include "pager.h"
+#include "service.h"
+
+struct cram_map {
+	struct cram_device *owner;
+	struct pager pager;
+	struct delivery delivery;
+	int claim;
+	bool closed;         /* under the owner's maps_lock */
+	uint64_t period_ns;  /* of the write-back; 0: off */
+	uint64_t next_ns;    /* when it is due; service thread only. 0: nothing was dirty */
+};
+
+struct cram_device {
+	struct device device;
+	struct cram_params params;
+	struct service service;
+	uint32_t fork_generation;
+	/* Held, with signals blocked, by whoever works on the device; for writing, by who changes what is open. Taken
+	 * before any op. */
+	pthread_rwlock_t maps_lock;
+	_Atomic bool closing;           /* changes under maps_lock */
+	_Atomic uint32_t waiters;       /* threads in cram_event_wait() */
+	struct cram_map *maps[CLAIMS_MAX];
+};
+
+/* Was the device opened before the fork that made this process? */
+bool host_forked(const cram_device *device);
+/* May this process work on the device? Under maps_lock, except for the question of fork. */
+int host_check(const cram_device *device);
+
+void host_block_signals(sigset_t *before);
+void host_restore_signals(const sigset_t *before);
+
+/* One stay of an ordinary thread in the device; op is NULL for one that works on no page. */
+struct visit {
+	sigset_t before;
+	struct cram_device *device;
+	struct op *op;
+};
+
+/* Opens a visit without an op, reading or writing; fails, and there is none, on a device that is closed. */
+int visit_begin_at(const cram_device *device, struct visit *visit, bool write);
+int visit_begin(const cram_device *device, struct visit *visit);
+int visit_begin_op(cram_device *device, struct visit *visit);
+void visit_end(struct visit *visit);
+
+/* Carries a poison command out on a page that is not another client's (else CRAM_EBUSY). In an op. */
+int host_command_page(cram_device *device, struct op *op, enum request_kind kind, uint64_t dpa);
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * mapping.c - a range of the device as memory, for the functions of cram.h: the memory, its pager and its delivery.
+ */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "host.h"
+#include "memory.h"
+#include "sigbus.h"
+#include "uffd.h"
+
+#define WINDOW_MIN (64u << 10)
+
+static int check_map_params(const struct cram_device *device, const struct cram_map_params *p)
+{
+	uint64_t advertised = device->params.advertised;
+
+	if (p->dpa % PAGE_SIZE != 0 || p->length % PAGE_SIZE != 0 || p->length == 0 || p->dpa > advertised ||
+	    p->length > advertised - p->dpa)
+		return cram_fail(CRAM_EINVAL,
+				 "range of 0x%" PRIx64 " bytes at 0x%" PRIx64 ": not whole pages within the advertised 0x%" PRIx64,
+				 p->length, p->dpa, advertised);
+	if (p->window % PAGE_SIZE != 0 || p->window < WINDOW_MIN)
+		return cram_fail(CRAM_EINVAL, "window of %" PRIu64 " bytes: not a multiple of 4096 from 64 KiB", p->window);
+	if (p->delivery != CRAM_MONITOR && p->delivery != CRAM_INLINE)
+		return cram_fail(CRAM_EINVAL, "delivery %u: not monitor (0) or inline (1)", p->delivery);
+	return 0;
+}
+
+static int fail_uffd(int error, bool monitored)
+{
+	if (error == -EPERM || error == -EACCES)
+		return cram_fail(CRAM_EPERM,
+				 monitored ? "userfaultfd for the kernel's own faults is not permitted: run as root, set "
+					     "vm.unprivileged_userfaultfd to 1, give access to /dev/userfaultfd, or use "
+					     "inline delivery"
+					   : "userfaultfd is not permitted to this process, not even for user faults");
+	if (error == -ENOSYS)
+		return cram_fail(CRAM_ENOSYS, "this kernel's userfaultfd lacks %s (Linux %s)",
+				 monitored ? "write protection or poison" : "write protection",
+				 monitored ? "6.6" : "5.18");
+	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerror(-error));
+}
+
+/* The memory itself: reserved, registered, kept from huge pages and from children. */
+static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
+{
+	struct pager *pager = &map->pager;
+	int code;
+
+	pager->base = memory_map(length, -1);
+	if (pager->base == NULL)
+		return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes: %s", length,
+				 strerror(errno));
+	madvise(pager->base, length, MADV_NOHUGEPAGE);
+	madvise(pager->base, length, MADV_DONTFORK);
+	code = uffd_open(!monitored, &pager->uffd);
+	if (code == 0) {
+		code = uffd_register(pager->uffd, pager->base, length);
+		if (code != 0)
+			close(pager->uffd);
+	}
+	if (code == 0)
+		return 0;
+	munmap(pager->base, length);
+	return fail_uffd(code, monitored);
+}
+
+static void unmap_memory(struct cram_map *map)
+{
+	/* In this order: a thread that still waits for a page wakes when the descriptor closes, and must then find no
+	 * memory (SIGSEGV) rather than the kernel's zeros. */
+	munmap(map->pager.base, map->pager.pages << PAGE_SHIFT);
+	close(map->pager.uffd);
+}
+
+static int set_up(struct cram_map *map, const struct cram_map_params *params)
+{
+	bool monitored = params->delivery == CRAM_MONITOR;
+	int code = map_memory(map, params->length, monitored);
+
+	if (code != 0)
+		return code;
+	code = pager_init(&map->pager);
+	if (code == 0) {
+		code = delivery_start(&map->delivery, &map->pager, monitored);
+		if (code == 0)
+			return 0;
+		pager_deinit(&map->pager);
+	}
+	unmap_memory(map);
+	return code;
+}
+
+static void list_map(struct cram_device *device, struct cram_map *old, struct cram_map *new)
+{
+	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
+		if (device->maps[i] == old) {
+			device->maps[i] = new;
+			return;
+		}
+	}
+}
+
+static struct cram_map *new_map(cram_device *device, const struct cram_map_params *params)
+{
+	struct cram_map *map;
+
+	if (posix_memalign((void **)&map, 64, sizeof(*map)) != 0)
+		return NULL;
+	memset(map, 0, sizeof(*map));
+	map->owner = device;
+	map->period_ns = (uint64_t)params->writeback_ms * 1000000;
+	map->pager.device = &device->device;
+	map->pager.pages = params->length >> PAGE_SHIFT;
+	map->pager.first = params->dpa >> PAGE_SHIFT;
+	map->pager.window = params->window >> PAGE_SHIFT;
+	map->pager.wake = params->delivery == CRAM_MONITOR;
+	map->pager.timed = params->writeback_ms != 0;
+	return map;
+}
+
+int cram_map_create(cram_device *device, const struct cram_map_params *params, cram_map **result)
+{
+	struct cram_map *map;
+	struct visit visit;
+	int code = check_map_params(device, params);
+
+	if (code != 0)
+		return code;
+	map = new_map(device, params);
+	if (map == NULL)
+		return cram_fail(CRAM_ENOMEM, "no memory for a mapping handle");
+	code = visit_begin_at(device, &visit, true);
+	if (code != 0) {
+		free(map);
+		return code;
+	}
+	code = device_claim(&device->device, map->pager.first, map->pager.pages, &map->claim);
+	if (code == 0) {
+		code = set_up(map, params);
+		if (code != 0)
+			device_unclaim(&device->device, map->claim);
+		else
+			list_map(device, NULL, map);
+	}
+	visit_end(&visit);
+	if (code != 0) {
+		free(map);
+		return code;
+	}
+	*result = map;
+	return 0;
+}
+
+/* In a child the memory is not there, and nothing in the object is ours. */
+static void unmap_in_child(struct cram_map *map)
+{
+	pager_deinit(&map->pager);
+	close(map->pager.uffd);
+	map->closed = true;
+}
+
+void cram_unmap(cram_map *map)
+{
+	struct cram_device *device;
+	struct visit visit;
+
+	if (map == NULL || map->closed)
+		return;
+	device = map->owner;
+	if (host_forked(device)) {
+		unmap_in_child(map);
+		return;
+	}
+	/* First no fault is answered any more, so that no frame appears; then what there is goes back; only then do
+	 * page operations stop to look for frames here. A device with mappings does not close: a visit is to be had. */
+	delivery_stop(&map->delivery);
+	visit_begin_op(device, &visit);
+	pager_evict_all(&map->pager, visit.op);
+	visit_end(&visit);
+	visit_begin_at(device, &visit, true);
+	list_map(device, map, NULL);
+	map->closed = true;
+	unmap_memory(map);
+	device_unclaim(&device->device, map->claim);
+	pager_deinit(&map->pager);
+	visit_end(&visit);
+}
+
+void cram_map_free(cram_map *map)
+{
+	free(map);
+}
+
+void *cram_map_address(const cram_map *map)
+{
+	return map->pager.base;
+}
+
+static int check_range(const cram_map *map, uint64_t offset, uint64_t length)
+{
+	uint64_t size = map->pager.pages << PAGE_SHIFT;
+
+	if (offset > size || length > size - offset)
+		return cram_fail(CRAM_EINVAL, "range of 0x%" PRIx64 " bytes at 0x%" PRIx64 ": outside the mapping of 0x%" PRIx64,
+				 length, offset, size);
+	return 0;
+}
+
+/* The pages that a range of bytes touches. */
+static uint64_t page_count(uint64_t offset, uint64_t length)
+{
+	return length == 0 ? 0 : ((offset + length - 1) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) + 1;
+}
+
+/* Opens a visit for work on a range of a mapping that is still there. */
+static int begin_range(cram_map *map, struct visit *visit, uint64_t offset, uint64_t length)
+{
+	int code = check_range(map, offset, length);
+
+	if (code == 0)
+		code = visit_begin_op(map->owner, visit);
+	if (code == 0 && map->closed) {
+		visit_end(visit);
+		return cram_fail(CRAM_ECLOSED, "the mapping is closed");
+	}
+	return code;
+}
+
+int cram_flush(cram_map *map, uint64_t offset, uint64_t length)
+{
+	struct visit visit;
+	int code = begin_range(map, &visit, offset, length);
+
+	if (code != 0)
+		return code;
+	pager_flush(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
+	visit_end(&visit);
+	delivery_reassert();
+	return 0;
+}
+
+int cram_pin(cram_map *map, uint64_t offset, uint64_t length)
+{
+	struct visit visit;
+	int code = begin_range(map, &visit, offset, length);
+
+	if (code != 0)
+		return code;
+	code = pager_pin(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
+	visit_end(&visit);
+	return code;
+}
+
+int cram_unpin(cram_map *map, uint64_t offset, uint64_t length)
+{
+	struct visit visit;
+	int code = begin_range(map, &visit, offset, length);
+
+	if (code != 0)
+		return code;
+	code = pager_unpin(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
+	visit_end(&visit);
+	return code;
+}
+
+void cram_map_read_stats(const cram_map *map, struct cram_map_stats *stats)
+{
+	const struct pager *pager = &map->pager;
+
+	memset(stats, 0, sizeof(*stats));
+	stats->resident = atomic_load(&pager->resident);
+	stats->dirty = atomic_load(&pager->dirty);
+	stats->window = pager->window;
+	stats->poison_faults = atomic_load(&map->delivery.poison_faults);
+	stats->handler_restored = sigbus_reinstalled();
+	for (unsigned i = 0; i < PLACES_MAX; i++) {
+		const struct lane *lane = &pager->lanes[i];
+
+		stats->read_faults += atomic_load(&lane->read_faults);
+		stats->write_faults += atomic_load(&lane->write_faults);
+		stats->protect_faults += atomic_load(&lane->protect_faults);
+		stats->prefetched += atomic_load(&lane->prefetched);
+		stats->evicted += atomic_load(&lane->evicted);
+		stats->written_back += atomic_load(&lane->written_back);
+	}
+}
