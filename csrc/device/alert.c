@@ -17,20 +17,31 @@ void alert_set(struct alert *alert, uint64_t sectors, uint32_t sector_size, uint
 	alert->high_ratio = high_ratio;
 }
 
+/* Copies an event word by word: a reader may meet the writer that laps it, and then throws its copy away. */
+static void copy_event(struct cram_event *to, const struct cram_event *from)
+{
+	uint64_t *to_words = (uint64_t *)to;
+	const uint64_t *from_words = (const uint64_t *)from;
+
+	for (size_t i = 0; i < sizeof(*to) / sizeof(uint64_t); i++)
+		__atomic_store_n(&to_words[i], __atomic_load_n(&from_words[i], __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+}
+
 static void push(struct alert *alert, enum cram_vector vector, enum cram_cause cause,
 		 const struct alert_reading *reading)
 {
 	uint64_t sequence = atomic_load_explicit(&alert->head, memory_order_relaxed) + 1;
 	struct alert_slot *slot = &alert->ring[sequence % ALERT_RING];
+	struct cram_event event = { .sequence = sequence,
+				    .time_ns = now_ns(),
+				    .remaining = reading->remaining,
+				    .ratio = reading->ratio,
+				    .vector = vector,
+				    .cause = cause };
 
 	atomic_store(&slot->sequence, 0);
 	atomic_thread_fence(memory_order_release);
-	slot->event = (struct cram_event){ .sequence = sequence,
-					   .time_ns = now_ns(),
-					   .remaining = reading->remaining,
-					   .ratio = reading->ratio,
-					   .vector = vector,
-					   .cause = cause };
+	copy_event(&slot->event, &event);
 	atomic_store(&slot->sequence, sequence);
 	atomic_fetch_add(&alert->raised[vector == CRAM_LTHRESH ? 0 : 1], 1);
 	atomic_store(&alert->head, sequence);
@@ -89,7 +100,7 @@ bool alert_get(const struct alert *alert, uint64_t sequence, struct cram_event *
 
 	if (atomic_load(&slot->sequence) != sequence)
 		return false;
-	*event = slot->event;
+	copy_event(event, &slot->event);
 	/* A writer that has lapped us zeroes the sequence before it touches the event. */
 	atomic_thread_fence(memory_order_acquire);
 	return atomic_load(&slot->sequence) == sequence;

@@ -514,13 +514,14 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
 		if (pager->wake)
 			uffd_poison(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
-	} else if (install(pager, op, page, n, write) != 0) {
-		result = FAULT_FAILED;
 	} else {
-		lane->next = page + n;
+		/* Counted before the program goes on, so that it finds its own faults counted. */
 		count(write ? &lane->write_faults : &lane->read_faults, 1);
 		if (n > 1)
 			count(&lane->prefetched, n - 1);
+		lane->next = page + n;
+		if (install(pager, op, page, n, write) != 0)
+			result = FAULT_FAILED;
 	}
 	for (unsigned i = 1; i < n; i++)
 		device_unlock_page(op, dpa_page(pager, page + i));
