@@ -394,24 +394,33 @@ void pager_evict_all(struct pager *pager, struct op *op)
 
 /* ---- faults --------------------------------------------------------------------------------------------- */
 
-/* How many pages this fault should bring in: it doubles while a thread goes on where its last fault ended. */
-static unsigned fault_around(struct lane *lane, uint64_t page)
+/* The stream that a fault goes on with, or a new one; its depth, the pages that this fault should bring in, doubles
+ * while the stream goes on. */
+static struct stream *find_stream(struct lane *lane, uint64_t page)
 {
-	if (page != lane->next || lane->depth == 0)
-		lane->depth = 1;
-	else if (lane->depth < DEVICE_BATCH)
-		lane->depth *= 2;
-	return lane->depth;
+	struct stream *stream;
+
+	for (unsigned i = 0; i < STREAMS; i++) {
+		stream = &lane->streams[i];
+		if (stream->depth == 0 || page != stream->next)
+			continue;
+		if (stream->depth < DEVICE_BATCH)
+			stream->depth *= 2;
+		return stream;
+	}
+	stream = &lane->streams[lane->oldest++ % STREAMS];
+	stream->depth = 1;
+	return stream;
 }
 
 /* Makes the pages that follow a resident page writable with it, as far as they are resident and clean. */
-static void write_fault_around(struct pager *pager, struct op *op, uint64_t page, unsigned depth)
+static void write_fault_around(struct pager *pager, struct op *op, uint64_t page, struct stream *stream)
 {
 	uint64_t end = page + 1;
 
 	note_dirty(pager, op, page);
 	set_referenced(pager, page, true);
-	while (end < page + depth && end < pager->pages && device_trylock_page(op, dpa_page(pager, end))) {
+	while (end < page + stream->depth && end < pager->pages && device_trylock_page(op, dpa_page(pager, end))) {
 		if (!pager_resident(pager, end) || is_dirty(pager, end)) {
 			device_unlock_page(op, dpa_page(pager, end));
 			break;
@@ -419,19 +428,19 @@ static void write_fault_around(struct pager *pager, struct op *op, uint64_t page
 		note_dirty(pager, op, end++);
 	}
 	uffd_protect(pager->uffd, pager_frame(pager, page), (end - page) << PAGE_SHIFT, false);
-	lane_of(pager, op)->next = end;
+	stream->next = end;
 	while (--end > page)
 		device_unlock_page(op, dpa_page(pager, end));
 }
 
 /* A fault on a page that is there: its first write, or one that another thread has answered meanwhile. */
-static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bool write, unsigned depth)
+static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bool write, struct stream *stream)
 {
 	if (write && !is_dirty(pager, page)) {
 		count(&lane_of(pager, op)->protect_faults, 1);
 		if (pager->age[page] != 0)
 			count(&lane_of(pager, op)->redirtied, 1);
-		write_fault_around(pager, op, page, depth);
+		write_fault_around(pager, op, page, stream);
 	} else if (write) {
 		uffd_protect(pager->uffd, pager_frame(pager, page), PAGE_SIZE, false);
 	} else if (pager->wake) {
@@ -500,15 +509,16 @@ static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n
 enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page, bool write)
 {
 	struct lane *lane = lane_of(pager, op);
-	unsigned depth = fault_around(lane, page);
-	unsigned reserved = reserve_frames(pager, op, depth < pager->batch ? depth : pager->batch);
+	struct stream *stream = find_stream(lane, page);
+	unsigned want = stream->depth < pager->batch ? stream->depth : pager->batch;
+	unsigned reserved = reserve_frames(pager, op, want);
 	enum fault_result result = FAULT_DONE;
 	unsigned n = 0;
 
 	device_lock_page(op, dpa_page(pager, page));
-	lane->next = page + 1;
+	stream->next = page + 1;
 	if (pager_resident(pager, page)) {
-		fault_resident(pager, op, page, write, depth);
+		fault_resident(pager, op, page, write, stream);
 	} else if (device_poisoned(op, dpa_page(pager, page)) || (n = gather(pager, op, page, reserved)) == 0) {
 		result = FAULT_POISON;
 		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
@@ -519,7 +529,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		count(write ? &lane->write_faults : &lane->read_faults, 1);
 		if (n > 1)
 			count(&lane->prefetched, n - 1);
-		lane->next = page + n;
+		stream->next = page + n;
 		if (install(pager, op, page, n, write) != 0)
 			result = FAULT_FAILED;
 	}

@@ -26,11 +26,20 @@
 
 #define PAGER_PINS_MAX 256u
 
+/* One run of faults, each where the one before it ended. */
+struct stream {
+	uint64_t next;  /* the page after those of its last fault */
+	uint32_t depth; /* pages that its last fault brought in; 0: no stream yet */
+};
+
+/* A copy reads one and writes another; a monitor answers several threads. */
+#define STREAMS 4u
+
 /* What one thread (place) did here last, and its counters. */
 struct lane {
-	_Alignas(64) uint64_t next; /* the page after those of its last fault */
+	_Alignas(64) struct stream streams[STREAMS];
+	uint32_t oldest;            /* the stream that a fault elsewhere replaces */
 	_Atomic bool protecting;    /* it protects ranges, having looked for pinned pages in them */
-	uint32_t depth;             /* pages that the next fault in sequence brings in */
 	_Atomic uint64_t read_faults, write_faults, protect_faults, prefetched, evicted, written_back;
 	_Atomic uint64_t redirtied; /* faults on pages that the periodic write-back had cleaned */
 };
