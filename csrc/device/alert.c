@@ -17,13 +17,15 @@ void alert_set(struct alert *alert, uint64_t sectors, uint32_t sector_size, uint
 	alert->high_ratio = high_ratio;
 }
 
+typedef uint64_t __attribute__((may_alias)) event_word;
+
 /* Copies an event word by word: a reader may meet the writer that laps it, and then throws its copy away. */
 static void copy_event(struct cram_event *to, const struct cram_event *from)
 {
-	uint64_t *to_words = (uint64_t *)to;
-	const uint64_t *from_words = (const uint64_t *)from;
+	event_word *to_words = (event_word *)to;
+	const event_word *from_words = (const event_word *)from;
 
-	for (size_t i = 0; i < sizeof(*to) / sizeof(uint64_t); i++)
+	for (size_t i = 0; i < sizeof(*to) / sizeof(event_word); i++)
 		__atomic_store_n(&to_words[i], __atomic_load_n(&from_words[i], __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 }
 
