@@ -207,18 +207,7 @@ void device_close(struct device *device, bool forked)
 	unmap(device);
 }
 
-const struct cram_params *device_params(const struct device *device)
-{
-	return &device->super->geometry.params;
-}
-
 /* ---- entering, locking ----------------------------------------------------------------------------------- */
-
-void device_lock(struct device *device, struct futex_lock *lock)
-{
-	if (futex_lock(lock, futex_name(device->client, thread_id()), clients_holder_dead, device->clients))
-		atomic_store(&device->super->suspect, 1);
-}
 
 static struct op *op_at(struct device *device, unsigned place)
 {
@@ -427,15 +416,4 @@ void device_answer(struct device *device, uint32_t number, int result)
 	mailbox->result = result;
 	atomic_store(&mailbox->answered, number);
 	futex_wake_all(&mailbox->answered);
-}
-
-uint64_t device_next_used(const struct device *device, uint64_t page)
-{
-	const struct geometry *geometry = &device->super->geometry;
-	off_t at = (off_t)(geometry->map + page * sizeof(uint64_t));
-	off_t data = lseek(device->fd, at, SEEK_DATA);
-
-	if (data < 0)
-		return errno == ENXIO ? geometry->pages : page;
-	return page + (uint64_t)(data - at) / sizeof(uint64_t);
 }

@@ -8,7 +8,7 @@
 
 #include "device/layout.h"
 #include "error.h"
-#include "host.h"
+#include "visit.h"
 
 /* ---- registers and commands ------------------------------------------------------------------------------ */
 

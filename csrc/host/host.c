@@ -1,104 +1,15 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * host.c - the lifetime of a device in this process, for the functions of cram.h, and what its service thread does.
+ */
 #define _GNU_SOURCE
-#include "host.h"
-
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "error.h"
-
-/* ---- fork, signals, visits ------------------------------------------------------------------------------- */
-
-static uint32_t fork_generation;
-
-static void count_fork(void)
-{
-	fork_generation++;
-}
-
-__attribute__((constructor)) static void watch_fork(void)
-{
-	pthread_atfork(NULL, NULL, count_fork);
-}
-
-bool host_forked(const cram_device *device)
-{
-	return device->fork_generation != fork_generation;
-}
-
-int host_check(const cram_device *device)
-{
-	if (host_forked(device))
-		return cram_fail(CRAM_EFORKED, "this device was opened before fork(): open it again in the child");
-	if (atomic_load(&device->closing))
-		return cram_fail(CRAM_ECLOSED, "the device is closed");
-	return 0;
-}
-
-/* Blocks signals: a handler that ran while this thread holds a page or a lock might want the same one. The raw call,
- * because glibc keeps two of its own signals open, and their handlers may wait for other threads. Those that a fault
- * raises stay open: blocked, they kill. */
-void host_block_signals(sigset_t *before)
-{
-	sigset_t mask;
-
-	sigfillset(&mask);
-	sigdelset(&mask, SIGBUS);
-	sigdelset(&mask, SIGSEGV);
-	sigdelset(&mask, SIGFPE);
-	sigdelset(&mask, SIGILL);
-	sigdelset(&mask, SIGTRAP);
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, before, _NSIG / 8);
-}
-
-void host_restore_signals(const sigset_t *before)
-{
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, before, NULL, _NSIG / 8);
-}
-
-void visit_end(struct visit *visit)
-{
-	if (visit->op != NULL)
-		device_leave(visit->op);
-	pthread_rwlock_unlock(&visit->device->maps_lock);
-	host_restore_signals(&visit->before);
-}
-
-int visit_begin_at(const cram_device *device, struct visit *visit, bool write)
-{
-	int code;
-
-	visit->device = (struct cram_device *)device;
-	visit->op = NULL;
-	/* Before the lock: in a child it may be held by a thread that is not there. */
-	if (host_forked(device))
-		return host_check(device);
-	host_block_signals(&visit->before);
-	if (write)
-		pthread_rwlock_wrlock(&visit->device->maps_lock);
-	else
-		pthread_rwlock_rdlock(&visit->device->maps_lock);
-	code = host_check(device);
-	if (code != 0)
-		visit_end(visit);
-	return code;
-}
-
-int visit_begin(const cram_device *device, struct visit *visit)
-{
-	return visit_begin_at(device, visit, false);
-}
-
-int visit_begin_op(cram_device *device, struct visit *visit)
-{
-	int code = visit_begin(device, visit);
-
-	if (code == 0)
-		visit->op = device_enter(&device->device);
-	return code;
-}
+#include "plane.h"
+#include "visit.h"
 
 /* ---- the service's work ---------------------------------------------------------------------------------- */
 
@@ -110,7 +21,7 @@ static int serve_request(void *owner, enum request_kind kind, uint64_t dpa)
 
 	if (code != 0)
 		return code;
-	code = host_command_page(device, visit.op, kind, dpa);
+	code = plane_command(device, visit.op, kind, dpa);
 	visit_end(&visit);
 	return code;
 }
@@ -175,18 +86,12 @@ static int open_existing(const char *path, const struct cram_params *params, str
 static int open_with(open_fn *open_device, const char *path, const struct cram_params *params, cram_device **result)
 {
 	struct cram_device *device = calloc(1, sizeof(*device));
-	pthread_rwlockattr_t attributes;
 	sigset_t before;
 	int code;
 
 	if (device == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for a device handle");
-	device->fork_generation = fork_generation;
-	/* Writers first: a stream of page operations must not keep a map or unmap waiting for ever. */
-	pthread_rwlockattr_init(&attributes);
-	pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&device->maps_lock, &attributes);
-	pthread_rwlockattr_destroy(&attributes);
+	visits_init(device);
 	host_block_signals(&before);
 	code = open_device(path, params, &device->device);
 	if (code == 0) {
@@ -200,7 +105,7 @@ static int open_with(open_fn *open_device, const char *path, const struct cram_p
 	}
 	host_restore_signals(&before);
 	if (code != 0) {
-		free(device);
+		cram_free(device);
 		return code;
 	}
 	*result = device;
@@ -273,6 +178,8 @@ int cram_close(cram_device *device)
 
 void cram_free(cram_device *device)
 {
+	if (device != NULL)
+		visits_deinit(device);
 	free(device);
 }
 

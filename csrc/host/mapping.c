@@ -10,10 +10,10 @@
 #include <unistd.h>
 
 #include "error.h"
-#include "host.h"
 #include "memory.h"
 #include "sigbus.h"
 #include "uffd.h"
+#include "visit.h"
 
 #define WINDOW_MIN (64u << 10)
 

@@ -7,12 +7,12 @@
 
 #include "error.h"
 #include "error.h"
-#include "host.h"
+#include "plane.h"
 
 /* ---- the data plane -------------------------------------------------------------------------------------- */
 
 /* The pager of this process that maps a page of the device, or NULL; *index: its number there. In a visit. */
-static struct pager *host_find_pager(struct cram_device *device, uint64_t page, uint64_t *index)
+static struct pager *find_pager(struct cram_device *device, uint64_t page, uint64_t *index)
 {
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		struct cram_map *map = device->maps[i];
@@ -36,7 +36,7 @@ void cram_write_page(cram_device *device, uint64_t dpa, const void *from)
 	memcpy(bounce, from, PAGE_SIZE);
 	if (visit_begin_op(device, &visit) != 0)
 		return;
-	pager = host_find_pager(device, page, &index);
+	pager = find_pager(device, page, &index);
 	if (page >= device->device.map.pages) {
 		device_count_refused(&device->device);
 		visit_end(&visit);
@@ -67,7 +67,7 @@ static size_t load_page(cram_device *device, uint64_t page, size_t start, size_t
 
 	if (visit_begin_op(device, &visit) != 0)
 		return start;
-	pager = host_find_pager(device, page, &index);
+	pager = find_pager(device, page, &index);
 	if (page < device->device.map.pages) {
 		device_lock_page(visit.op, page);
 		if (pager != NULL && pager_resident(pager, index)) {
@@ -113,7 +113,7 @@ size_t cram_read_page(cram_device *device, uint64_t dpa, void *page)
 static void discard_page(struct cram_device *device, struct op *op, uint64_t page)
 {
 	uint64_t index = 0;
-	struct pager *pager = host_find_pager(device, page, &index);
+	struct pager *pager = find_pager(device, page, &index);
 
 	device_lock_page(op, page);
 	if (device_foreign(op, page)) {
@@ -180,7 +180,7 @@ int cram_page_info(cram_device *device, uint64_t dpa, struct cram_page_info *inf
 		code = visit_begin_op(device, &visit);
 	if (code != 0)
 		return code;
-	pager = host_find_pager(device, page, &index);
+	pager = find_pager(device, page, &index);
 	device_lock_page(visit.op, page);
 	device_page_info(visit.op, page, info);
 	info->foreign = device_foreign(visit.op, page);
@@ -192,11 +192,11 @@ int cram_page_info(cram_device *device, uint64_t dpa, struct cram_page_info *inf
 
 /* ---- poison ---------------------------------------------------------------------------------------------- */
 
-int host_command_page(cram_device *device, struct op *op, enum request_kind kind, uint64_t dpa)
+int plane_command(cram_device *device, struct op *op, enum request_kind kind, uint64_t dpa)
 {
 	uint64_t page = dpa >> PAGE_SHIFT, index = 0;
 	unsigned line = (unsigned)(dpa % PAGE_SIZE / LINE_SIZE);
-	struct pager *pager = host_find_pager(device, page, &index);
+	struct pager *pager = find_pager(device, page, &index);
 	int code = 0;
 
 	device_lock_page(op, page);
@@ -232,7 +232,7 @@ static int command(struct cram_device *device, enum request_kind kind, uint64_t 
 		code = device_request(&device->device, kind, dpa);
 		if (code == CRAM_ENOENT) {
 			visit.op = device_enter(&device->device);
-			code = host_command_page(device, visit.op, kind, dpa);
+			code = plane_command(device, visit.op, kind, dpa);
 		}
 		visit_end(&visit);
 	} while (code == CRAM_EBUSY);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * host.h - what this process keeps of a device and of its mappings, and how a thread visits them.
+ * visit.h - what this process keeps of a device and of its mappings, and how a thread visits them.
  *
  * The functions of cram.h are in host.c (lifetime, the service's work), plane.c (pages), control.c (registers,
- * interrupts) and mapping.c. There, and nowhere below, signals are blocked around work on pages.
+ * interrupts) and mapping.c; each call is a visit. There, and nowhere below, signals are blocked around work on pages.
  */
-#ifndef CRAM_HOST_H
-#define CRAM_HOST_H
+#ifndef CRAM_VISIT_H
+#define CRAM_VISIT_H
 
 #include <pthread.h>
 #include <signal.h>
@@ -41,6 +41,9 @@ struct cram_device {
 	struct cram_map *maps[CLAIMS_MAX];
 };
 
+/* Makes a new handle one that can be visited, by this process. */
+void visits_init(cram_device *device);
+void visits_deinit(cram_device *device);
 /* Was the device opened before the fork that made this process? */
 bool host_forked(const cram_device *device);
 /* May this process work on the device? Under maps_lock, except for the question of fork. */
@@ -61,8 +64,5 @@ int visit_begin_at(const cram_device *device, struct visit *visit, bool write);
 int visit_begin(const cram_device *device, struct visit *visit);
 int visit_begin_op(cram_device *device, struct visit *visit);
 void visit_end(struct visit *visit);
-
-/* Carries a poison command out on a page that is not another client's (else CRAM_EBUSY). In an op. */
-int host_command_page(cram_device *device, struct op *op, enum request_kind kind, uint64_t dpa);
 
 #endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * object.c - the device object as it is mapped: its parameters, its locks, and what of its page map is there.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <unistd.h>
+
+#include "inner.h"
+
+const struct cram_params *device_params(const struct device *device)
+{
+	return &device->super->geometry.params;
+}
+
+void device_lock(struct device *device, struct futex_lock *lock)
+{
+	if (futex_lock(lock, futex_name(device->client, thread_id()), clients_holder_dead, device->clients))
+		atomic_store(&device->super->suspect, 1);
+}
+
+uint64_t device_next_used(const struct device *device, uint64_t page)
+{
+	const struct geometry *geometry = &device->super->geometry;
+	off_t at = (off_t)(geometry->map + page * sizeof(uint64_t));
+	off_t data = lseek(device->fd, at, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? geometry->pages : page;
+	return page + (uint64_t)(data - at) / sizeof(uint64_t);
+}
