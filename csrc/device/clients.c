@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "error.h"
+
 /* How often who waits below the gate asks whether its owner still lives. */
 #define GATE_NS 50000000
 
@@ -116,7 +118,8 @@ int clients_join(struct clients *clients)
 			continue;
 		atomic_store(&client->claim_count, 0);
 		atomic_store(&client->dirty_frames, 0);
-		atomic_store(&client->mailbox.lock.word, 0);
+		/* Who still waits for the slot's last owner is told to look again. Its lock is the asker's to release. */
+		atomic_store(&client->mailbox.result, CRAM_ENOENT);
 		atomic_store(&client->mailbox.answered, atomic_load(&client->mailbox.asked));
 		for (unsigned j = 0; j < CLAIMS_MAX; j++)
 			atomic_store(&client->claims[j].count, 0);

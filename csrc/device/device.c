@@ -47,7 +47,7 @@ static int map_object(struct device *device, const struct geometry *geometry, co
 	device->alert = (struct alert *)(device->base + geometry->alert);
 	device->poison = (struct poison_list *)(device->base + geometry->poison);
 	device->map.entries = (_Atomic uint64_t *)(device->base + geometry->map);
-	device->map.checks = (uint32_t *)(device->base + geometry->checks);
+	device->map.checks = (_Atomic uint32_t *)(device->base + geometry->checks);
 	device->map.pages = geometry->pages;
 	device->media.bytes = device->base + geometry->media;
 	device->media.links = (uint32_t *)(device->base + geometry->links);

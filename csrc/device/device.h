@@ -110,7 +110,8 @@ void device_answer(struct device *device, uint32_t number, int result);
 /* The first page at or after this one that the page map may hold something of; the number of pages when none. */
 uint64_t device_next_used(const struct device *device, uint64_t page);
 
-void device_read_registers(const struct device *device, struct cram_registers *registers);
+/* In an op, so that no rebuild is half done. */
+void device_read_registers(const struct op *op, struct cram_registers *registers);
 size_t device_poison_list(struct device *device, struct cram_poison_record *records, size_t n);
 void device_page_info(struct op *op, uint64_t page, struct cram_page_info *info);
 

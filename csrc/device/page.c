@@ -33,40 +33,37 @@ static void old_chain(struct op *op, uint64_t page, uint64_t entry, struct chain
 	}
 }
 
-/* Takes the page out of the counters and, unless its lines stay poisoned, out of the poison list. */
-static void retire(struct op *op, uint64_t page, uint64_t entry, bool keep_lines)
+/* Takes a page that is about to be whole again out of the poison list and its counters. */
+static void unlist(struct op *op, uint64_t page, uint64_t entry)
 {
 	struct device *device = op->device;
-	struct stripe *stripe = device_stripe(op);
-	enum cram_page_state state = entry_state(entry);
 
-	if (state != CRAM_PAGE_EMPTY)
-		device_add(&stripe->pages[state], -1);
-	if (entry_length(entry) != 0)
-		device_add(&stripe->payload, -(int64_t)entry_length(entry));
-	if (keep_lines)
+	if (entry_state(entry) != CRAM_PAGE_POISON && !(entry & ENTRY_RECORDED))
 		return;
-	if (state == CRAM_PAGE_POISON || (entry & ENTRY_RECORDED))
-		device_add(&stripe->poisoned, -1);
+	device_add(&device_stripe(op)->poisoned, -1);
 	if (entry & ENTRY_RECORDED) {
 		device_lock(device, &device->super->poison_lock);
 		poison_remove(device->poison, page << PAGE_SHIFT, PAGE_SIZE);
 		futex_unlock(&device->super->poison_lock);
-	} else if (state == CRAM_PAGE_POISON) {
+	} else {
 		atomic_fetch_sub(&device->super->poison_overflow, 1);
 	}
 }
 
-/* Publishes a page's new place and counts it. */
-static void arrive(struct op *op, uint64_t page, uint64_t entry, uint32_t check)
+/* Publishes a page's new place, and counts the difference: a page that is written again the same must not leave the
+ * counters for a moment, or the ratio would cross its thresholds for nothing. */
+static void publish(struct op *op, uint64_t page, uint64_t old, uint64_t entry, uint32_t check)
 {
 	struct stripe *stripe = device_stripe(op);
+	enum cram_page_state from = entry_state(old), to = entry_state(entry);
 
 	pagemap_publish(&op->device->map, page, entry, check);
-	if (entry_state(entry) != CRAM_PAGE_EMPTY)
-		device_add(&stripe->pages[entry_state(entry)], 1);
-	if (entry_length(entry) != 0)
-		device_add(&stripe->payload, entry_length(entry));
+	if (from != to && to != CRAM_PAGE_EMPTY)
+		device_add(&stripe->pages[to], 1);
+	if (from != to && from != CRAM_PAGE_EMPTY)
+		device_add(&stripe->pages[from], -1);
+	if (entry_length(entry) != entry_length(old))
+		device_add(&stripe->payload, (int64_t)entry_length(entry) - (int64_t)entry_length(old));
 }
 
 static void free_chain(struct op *op, struct chain *chain)
@@ -89,14 +86,15 @@ static void make_poison(struct op *op, uint64_t page, enum cram_poison_source so
 
 	old_chain(op, page, entry, &chain);
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
-	retire(op, page, entry, false);
+	unlist(op, page, entry);
 	free_chain(op, &chain);
 	device_lock(device, &device->super->poison_lock);
 	recorded = poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, source);
 	futex_unlock(&device->super->poison_lock);
 	if (!recorded)
 		atomic_fetch_add(&device->super->poison_overflow, 1);
-	arrive(op, page, entry_make(CRAM_PAGE_POISON, UINT32_MAX, 0) | (recorded ? ENTRY_RECORDED : 0), UINT32_MAX);
+	publish(op, page, entry, entry_make(CRAM_PAGE_POISON, UINT32_MAX, 0) | (recorded ? ENTRY_RECORDED : 0),
+		UINT32_MAX);
 	device_add(&device_stripe(op)->poisoned, 1);
 	device_used_changed(op);
 }
@@ -138,7 +136,8 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	}
 	keep_lines = keep_lines && (entry & ENTRY_RECORDED) && entry_state(entry) != CRAM_PAGE_POISON;
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
-	retire(op, page, entry, keep_lines);
+	if (!keep_lines)
+		unlist(op, page, entry);
 	if (need < had) {
 		media_release(media, &chain, need);
 		media_unreserve(media, had - need);
@@ -155,7 +154,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 		next |= (uint32_t)encoded.word;
 		check = (uint32_t)(encoded.word >> 32);
 	}
-	arrive(op, page, next, check);
+	publish(op, page, entry, next, check);
 	if (need != had)
 		device_used_changed(op);
 	else if (alert_ratio_on(device->alert))
@@ -189,7 +188,7 @@ static bool load_form(struct op *op, uint64_t page, uint64_t entry, uint8_t *to)
 		media_read(&device->media, &chain, op->form, length);
 		form = op->form;
 	}
-	if (codec_check(form, length, page) != device->map.checks[page])
+	if (codec_check(form, length, page) != pagemap_check(&device->map, page))
 		return false;
 	if (entry_state(entry) == CRAM_PAGE_STORED)
 		return codec_decode(&device->codec, &op->space, form, length, to) == 0;
@@ -264,9 +263,9 @@ void device_drop(struct op *op, uint64_t page)
 		return;
 	old_chain(op, page, entry, &chain);
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
-	retire(op, page, entry, false);
+	unlist(op, page, entry);
 	free_chain(op, &chain);
-	arrive(op, page, 0, 0);
+	publish(op, page, entry, 0, 0);
 	device_used_changed(op);
 }
 
@@ -317,8 +316,8 @@ static void clear_without_data(struct op *op, uint64_t page, unsigned line)
 		return;
 	}
 	/* Every line has been zeroed. */
-	retire(op, page, entry, false);
-	arrive(op, page, entry_make(CRAM_PAGE_ZERO, 0, 0), 0);
+	unlist(op, page, entry);
+	publish(op, page, entry, entry_make(CRAM_PAGE_ZERO, 0, 0), 0);
 }
 
 void device_clear(struct op *op, uint64_t page, unsigned line)
@@ -388,6 +387,19 @@ static int by_dpa(const void *a, const void *b)
 	return (x->dpa > y->dpa) - (x->dpa < y->dpa);
 }
 
+/* The poisoned lines of a page that has a whole record, without its lock: some may have been cleared, which the page
+ * map knows; one that is just becoming poison, or whole, has its record a moment longer or earlier. */
+static uint64_t lines_without_data(const struct device *device, uint64_t page)
+{
+	uint64_t entry, word;
+
+	do {
+		entry = pagemap_entry(&device->map, page);
+		word = pagemap_word(&device->map, page, entry);
+	} while (pagemap_entry(&device->map, page) != entry);
+	return entry_state(entry) == CRAM_PAGE_POISON ? word : UINT64_MAX;
+}
+
 size_t device_poison_list(struct device *device, struct cram_poison_record *records, size_t n)
 {
 	size_t found = 0;
@@ -398,9 +410,8 @@ size_t device_poison_list(struct device *device, struct cram_poison_record *reco
 		uint64_t page = record->dpa >> PAGE_SHIFT;
 		uint64_t mask = 1;
 
-		/* A page without data may have had some of its lines cleared: the page map has them. */
 		if (record->length == PAGE_SIZE)
-			mask = pagemap_word(&device->map, page, pagemap_entry(&device->map, page));
+			mask = lines_without_data(device, page);
 		found = list_runs(record->dpa, mask, record->source, records, found, n);
 	}
 	futex_unlock(&device->super->poison_lock);

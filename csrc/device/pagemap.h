@@ -41,7 +41,7 @@
 
 struct pagemap {
 	_Atomic uint64_t *entries;
-	uint32_t *checks;
+	_Atomic uint32_t *checks;
 	uint64_t pages;
 };
 
@@ -73,10 +73,15 @@ static inline unsigned entry_holder(uint64_t entry)
 	return (unsigned)((entry & ENTRY_HOLDER) >> ENTRY_HOLDER_SHIFT);
 }
 
+static inline uint32_t pagemap_check(const struct pagemap *map, uint64_t page)
+{
+	return atomic_load_explicit(&map->checks[page], memory_order_relaxed);
+}
+
 /* The 64-bit word of a SAME page, or the line mask of a POISON page. */
 static inline uint64_t pagemap_word(const struct pagemap *map, uint64_t page, uint64_t entry)
 {
-	return (uint64_t)map->checks[page] << 32 | entry_first(entry);
+	return (uint64_t)pagemap_check(map, page) << 32 | entry_first(entry);
 }
 
 static inline uint64_t pagemap_entry(const struct pagemap *map, uint64_t page)
@@ -121,7 +126,7 @@ static inline void pagemap_publish(struct pagemap *map, uint64_t page, uint64_t 
 {
 	uint64_t old = atomic_load_explicit(&map->entries[page], memory_order_relaxed);
 
-	map->checks[page] = check;
+	atomic_store_explicit(&map->checks[page], check, memory_order_relaxed);
 	atomic_store_explicit(&map->entries[page], entry | (old & (ENTRY_LOCK | ENTRY_HOLDER)),
 			      memory_order_release);
 }

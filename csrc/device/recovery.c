@@ -44,7 +44,7 @@ static void lose(struct device *device, uint64_t page, enum cram_poison_source s
 
 	poison_remove(device->poison, page << PAGE_SHIFT, PAGE_SIZE);
 	recorded = poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, source);
-	device->map.checks[page] = UINT32_MAX;
+	atomic_store(&device->map.checks[page], UINT32_MAX);
 	atomic_store(&device->map.entries[page], entry_make(CRAM_PAGE_POISON, UINT32_MAX, 0) | keep |
 							 (recorded ? ENTRY_RECORDED : 0));
 	if (source == CRAM_POISON_LOST)

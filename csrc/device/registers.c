@@ -85,6 +85,7 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 			  uint32_t low_ratio, uint32_t high_ratio)
 {
 	struct cram_params params = *device_params(device);
+	struct op *op;
 	int code;
 
 	params.low_remaining = low_remaining;
@@ -94,16 +95,20 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 	code = layout_check_params(&params);
 	if (code != 0)
 		return code;
+	/* In an op: a rebuild, which holds ops back, counts from nothing. */
+	op = device_enter(device);
 	device_lock(device, &device->super->alert_lock);
 	alert_set(device->alert, device->media.sectors, device->media.sector_size, low_remaining, high_remaining,
 		  low_ratio, high_ratio);
 	futex_unlock(&device->super->alert_lock);
 	device_evaluate_alerts(device);
+	device_leave(op);
 	return 0;
 }
 
-void device_read_registers(const struct device *device, struct cram_registers *r)
+void device_read_registers(const struct op *op, struct cram_registers *r)
 {
+	const struct device *device = op->device;
 	const struct superblock *super = device->super;
 	const struct alert *alert = device->alert;
 	uint32_t sector = device->media.sector_size;
@@ -127,7 +132,7 @@ void device_read_registers(const struct device *device, struct cram_registers *r
 	r->media_errors = atomic_load(&super->media_errors);
 	r->lost_pages = atomic_load(&super->lost_pages);
 	r->poisoned = whole(sum.poisoned);
-	r->poison_records = device->poison->count;
+	r->poison_records = __atomic_load_n(&device->poison->count, __ATOMIC_RELAXED);
 	r->poison_overflow = atomic_load(&super->poison_overflow);
 	r->lthresh = atomic_load(&alert->raised[0]);
 	r->hthresh = atomic_load(&alert->raised[1]);

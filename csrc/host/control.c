@@ -17,9 +17,9 @@ void cram_read_registers(const cram_device *device, struct cram_registers *regis
 	struct visit visit;
 
 	memset(registers, 0, sizeof(*registers));
-	if (visit_begin(device, &visit) != 0)
+	if (visit_begin_op((cram_device *)device, &visit) != 0)
 		return;
-	device_read_registers(&device->device, registers);
+	device_read_registers(visit.op, registers);
 	visit_end(&visit);
 }
 

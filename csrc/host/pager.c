@@ -323,12 +323,46 @@ void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 
 /* ---- eviction ------------------------------------------------------------------------------------------- */
 
+/* Recent installs, as far as they leave three quarters of the window to the sweep. */
+struct recent {
+	unsigned count;
+	uint64_t first[PAGER_RECENT];
+	uint64_t pages[PAGER_RECENT];
+};
+
+static void load_recent(const struct pager *pager, struct recent *recent)
+{
+	uint32_t newest = atomic_load(&pager->installs);
+	uint64_t sum = 0;
+
+	recent->count = 0;
+	for (unsigned i = 1; i <= PAGER_RECENT; i++) {
+		uint64_t install = atomic_load(&pager->recent[(newest - i) % PAGER_RECENT]);
+
+		sum += install & 0xff;
+		if (sum > pager->window / 4)
+			break;
+		recent->first[recent->count] = install >> 8;
+		recent->pages[recent->count++] = install & 0xff;
+	}
+}
+
+static bool is_recent(const struct recent *recent, uint64_t page)
+{
+	for (unsigned i = 0; i < recent->count; i++)
+		if (page - recent->first[i] < recent->pages[i])
+			return true;
+	return false;
+}
+
 /* Moves the hand on and locks the pages that have had their second chance. A batch ends where the hand wraps, so that
  * it is in ascending order. */
 static void choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
 {
 	uint64_t left = 2 * atomic_load(&pager->resident) + 2;
+	struct recent recent;
 
+	load_recent(pager, &recent);
 	batch->count = 0;
 	lock(pager, &pager->hand_lock);
 	while (batch->count < most && left-- > 0) {
@@ -341,7 +375,7 @@ static void choose_victims(struct pager *pager, struct op *op, unsigned most, st
 			continue;
 		}
 		pager->hand = page + 1;
-		if (pager_pinned(pager, page) || spend_chance(pager, page))
+		if (pager_pinned(pager, page) || is_recent(&recent, page) || spend_chance(pager, page))
 			continue;
 		/* A page that somebody works on is no victim. */
 		if (!device_trylock_page(op, dpa_page(pager, page)))
@@ -485,9 +519,11 @@ static void uninstall(struct pager *pager, struct op *op, uint64_t page, unsigne
  * writer faults once for many. */
 static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n, bool write)
 {
+	uint32_t number = atomic_fetch_add(&pager->installs, 1);
 	size_t filled;
 	int code;
 
+	atomic_store(&pager->recent[number % PAGER_RECENT], page << 8 | n);
 	for (unsigned i = 0; i < n; i++) {
 		/* Before the frame can be written to. */
 		if (write)

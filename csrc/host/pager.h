@@ -25,6 +25,7 @@
 #include "pageset.h"
 
 #define PAGER_PINS_MAX 256u
+#define PAGER_RECENT 8u
 
 /* One run of faults, each where the one before it ended. */
 struct stream {
@@ -64,6 +65,10 @@ struct pager {
 	struct pageset dirty_set;
 	_Atomic uint64_t *referenced; /* bitmaps */
 	_Atomic uint64_t *pinned;
+	/* The last installs, all threads: first page << 8 | pages. An instruction may need several pages at once, and a
+	 * copy goes back to where it began; a sweep that has caught up must not take what was just brought in. */
+	_Atomic uint64_t recent[PAGER_RECENT];
+	_Atomic uint32_t installs;
 	uint16_t *age;                /* bits 0..11: period of the last write-back, 12..15: back-off exponent */
 	uint32_t period;
 	/* The periodic write-back's; service thread only. */
