@@ -388,29 +388,37 @@ static void choose_victims(struct pager *pager, struct op *op, unsigned most, st
 	futex_unlock(&pager->hand_lock);
 }
 
+/* Adds frames to the resident ones, if the window allows. Not add and undo: others would find it full who fit. */
+static bool take_frames(struct pager *pager, unsigned n)
+{
+	uint64_t resident = atomic_load(&pager->resident);
+
+	do {
+		if (resident + n > pager->window)
+			return false;
+	} while (!atomic_compare_exchange_weak(&pager->resident, &resident, resident + n));
+	return true;
+}
+
 /* Reserves up to want frames, at least one, evicting as needed; returns how many. */
 static unsigned reserve_frames(struct pager *pager, struct op *op, unsigned want)
 {
 	struct batch batch;
 
-	for (;;) {
-		uint64_t before = atomic_fetch_add(&pager->resident, want);
-
-		if (before + want <= pager->window)
-			return want;
-		atomic_fetch_sub(&pager->resident, want);
+	while (!take_frames(pager, want)) {
 		choose_victims(pager, op, pager->batch, &batch);
 		if (batch.count > 0) {
 			evict_batch(pager, op, &batch);
-		} else {
-			/* All in other threads' hands, or pinned: take less, and let them go on. */
-			want = 1;
-			place_park(pager->device->clients, pager->device->client, op->place);
-			sleep_ns(20000);
-			while (!place_unpark(pager->device->clients, pager->device->client, op->place))
-				device_reap(pager->device, NULL);
+			continue;
 		}
+		/* All in other threads' hands, or pinned: take less, and let them go on. */
+		want = 1;
+		place_park(pager->device->clients, pager->device->client, op->place);
+		sleep_ns(20000);
+		while (!place_unpark(pager->device->clients, pager->device->client, op->place))
+			device_reap(pager->device, NULL);
 	}
+	return want;
 }
 
 void pager_evict_all(struct pager *pager, struct op *op)
@@ -673,11 +681,11 @@ static bool pinned_by(const struct pager *pager, uint64_t page, unsigned except)
 }
 
 /* Unpins the pages of [first, first + count) that no other pin holds. Each under its lock: pager_write() relies on a
- * pinned page staying so. */
+ * pinned page staying so, and pins pages for a moment itself, so that the bit alone does not say whose it is. */
 static void release_pages(struct pager *pager, struct op *op, uint64_t first, uint64_t count, unsigned except)
 {
 	for (uint64_t page = first; page < first + count; page++) {
-		if (!pager_pinned(pager, page) || pinned_by(pager, page, except))
+		if (pinned_by(pager, page, except))
 			continue;
 		device_lock_page(op, dpa_page(pager, page));
 		set_pinned(pager, page, false);
@@ -713,7 +721,7 @@ static int pin_range(struct pager *pager, struct op *op, uint64_t first, uint64_
 	if (pager->pin_count == PAGER_PINS_MAX)
 		return cram_fail(CRAM_ENOMEM, "%u ranges are pinned already", PAGER_PINS_MAX);
 	for (uint64_t page = first; page < first + count; page++)
-		fresh += !pager_pinned(pager, page);
+		fresh += !pinned_by(pager, page, PAGER_PINS_MAX);
 	if (pager->pinned_pages + fresh > room)
 		return cram_fail(CRAM_ENOMEM, "pinning %llu more pages, with %llu pinned, in a window that allows %llu",
 				 (unsigned long long)fresh, (unsigned long long)pager->pinned_pages,
@@ -721,7 +729,7 @@ static int pin_range(struct pager *pager, struct op *op, uint64_t first, uint64_
 	for (uint64_t page = first; page < first + count; page++) {
 		enum fault_result result;
 
-		if (pager_pinned(pager, page))
+		if (pinned_by(pager, page, PAGER_PINS_MAX))
 			continue;
 		result = pin_page(pager, op, page);
 		if (result == FAULT_DONE) {

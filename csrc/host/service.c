@@ -46,7 +46,6 @@ static void *serve(void *argument)
 	struct service *service = argument;
 	struct device *device = service->device;
 	_Atomic uint32_t *bell = &device->self->bell;
-	uint64_t last_event = atomic_load(&device->alert->head);
 	uint32_t last_request = atomic_load(&device->self->mailbox.answered);
 
 	while (!atomic_load(&service->stop)) {
@@ -57,7 +56,7 @@ static void *serve(void *argument)
 		uint64_t dpa;
 		int wait_ms;
 
-		last_event = raise_new(service, last_event);
+		service->last_event = raise_new(service, service->last_event);
 		request = device_next_request(device, last_request, &kind, &dpa);
 		if (request != last_request) {
 			last_request = request;
@@ -78,6 +77,8 @@ int service_start(struct service *service, struct device *device, const struct s
 	service->ops = ops;
 	service->owner = owner;
 	atomic_store(&service->stop, 0);
+	/* Here, not in the thread: what is raised before it first runs is its to tell. */
+	service->last_event = atomic_load(&device->alert->head);
 	service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (service->event_fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerror(errno));

@@ -27,7 +27,8 @@ struct service {
 	struct device *device;
 	const struct service_ops *ops;
 	void *owner;
-	int event_fd; /* counts interrupts */
+	int event_fd;        /* counts interrupts */
+	uint64_t last_event; /* raised so far; the thread's, once it runs */
 	_Atomic int stop;
 	pthread_t thread;
 };
