@@ -1,0 +1,284 @@
+"""Kernel zram swap as a peer: switched on, and always off again. Oracles: /proc/swaps and sysfs.
+
+What cannot be had here (cgroup version 2, a kernel without lz4) is tested on a made-up sysfs.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cram_emu.lab import zram
+from cram_emu.lab.zram import Hierarchy, Unavailable
+
+MIB = 1 << 20
+
+# Switches swap and a memory cgroup on, says so, and waits for the signal.
+HOLDER = """
+    import os, sys, time
+    from cram_emu.lab import zram
+    from cram_emu.lab.signals import unwound_by_signals
+    with (
+        unwound_by_signals(),
+        zram.swap(64 << 20) as swap,
+        zram.memory_group(64 << 20, zram.memory_hierarchy()) as group,
+    ):
+        print(swap.device.name, group.path, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def skip_unless_zram() -> None:
+    try:
+        zram.require()
+    except Unavailable as reason:
+        pytest.skip(f"no zram swap here: {reason}")
+
+
+def host() -> tuple:
+    """All that a bench could leave behind."""
+    hierarchy = zram.memory_hierarchy()
+    devices = Path("/sys/block").glob("zram*")
+    return (
+        Path("/proc/swaps").read_text(),
+        {device.name: (device / "comp_algorithm").read_text() for device in devices},
+        sorted(path.name for path in hierarchy.mount.glob("cram-emu-*")),
+        Path("/proc/sys/vm/swappiness").read_text(),
+        Path("/proc/sys/vm/page-cluster").read_text(),
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+    )
+
+
+@pytest.mark.usefixtures("skip_unless_zram")
+class TestSwap:
+    """Swap is on inside the block, with lz4, and everything is as it was after it."""
+
+    def test_on_and_off(self):
+        before = host()
+        with zram.swap(64 * MIB) as swap:
+            assert zram.swaps() == [str(swap.device)]
+            block = Path("/sys/block", swap.device.name)
+            assert "[lz4]" in (block / "comp_algorithm").read_text()
+            assert int((block / "disksize").read_text()) == 64 * MIB
+            assert swap.mm_stat == block / "mm_stat"
+            assert swap.tables > 0
+        assert host() == before
+
+    def test_exception(self):
+        before = host()
+        with pytest.raises(ZeroDivisionError), zram.swap(64 * MIB):
+            raise ZeroDivisionError
+        assert host() == before
+
+    def test_failure_half_way(self, monkeypatch):
+        """mkswap fails: the device that was added is gone again, and the reason names mkswap."""
+        before = host()
+
+        def refuse(tool: str, device: Path) -> None:
+            raise subprocess.CalledProcessError(1, [tool, str(device)], stderr="no\n")
+
+        monkeypatch.setattr(zram, "_run", refuse)
+        with pytest.raises(Unavailable, match="mkswap /dev/zram.*: no"), zram.swap(64 * MIB):
+            pytest.fail("swap was said to be on")
+        assert host() == before
+
+    @pytest.mark.parametrize(
+        ("number", "code"),
+        ((signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, -signal.SIGINT)),
+    )
+    def test_signals(self, start_child, number, code):
+        before = host()
+        child = start_child(HOLDER)
+        name, _ = child.stdout.readline().split()
+        assert zram.swaps() == [f"/dev/{name}"]
+        child.send_signal(number)
+        child.communicate(timeout=30)
+        assert child.returncode == code
+        assert host() == before
+
+    def test_twin_sigkill(self, start_child):
+        """Nobody can clean up after SIGKILL: the checks see what is left, and so does require()."""
+        before = host()
+        child = start_child(HOLDER)
+        name, group = child.stdout.readline().split()
+        child.kill()
+        child.wait()
+        try:
+            assert host() != before
+            with pytest.raises(Unavailable, match=f"swapoff /dev/{name}"):
+                zram.require()
+        finally:
+            Path(group).rmdir()
+            subprocess.run(["swapoff", f"/dev/{name}"], check=True)
+            Path(f"/sys/block/{name}/reset").write_text("1")
+            Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
+        assert host() == before
+
+
+@pytest.mark.usefixtures("skip_unless_zram")
+class TestMemoryGroup:
+    """A process in the group has no more than the limit resident; the rest is in zram."""
+
+    PROGRAM = """
+        import os, sys
+        from pathlib import Path
+        from cram_emu.lab import loops
+        limited, procs, usage, mm_stat = sys.argv[1:]
+        size = 256 << 20
+        with loops.ordinary_memory(size) as memory:
+            if limited == "yes":
+                Path(procs).write_text(str(os.getpid()))
+            pages = loops.Pages(loops.address_of(memory), size // loops.PAGE)
+            loops.fill(pages)
+            print(Path(usage).read_text().split()[0], Path(mm_stat).read_text().split()[0])
+            loops.verify(pages)
+    """
+
+    def run(self, run_child, limited: str) -> tuple[int, int, int]:
+        with (
+            zram.swap(512 * MIB) as swap,
+            zram.memory_group(64 * MIB, zram.memory_hierarchy()) as group,
+        ):
+            child = run_child(self.PROGRAM, limited, group.procs, group.usage, swap.mm_stat)
+            assert (child.returncode, child.stderr) == (0, "")
+            resident, stored = map(int, child.stdout.split())
+            return resident, stored, swap.stored()
+
+    def test_limit(self, run_child):
+        before = host()
+        resident, stored, _ = self.run(run_child, "yes")
+        assert 32 * MIB < resident <= 64 * MIB
+        assert 256 * MIB - resident - 16 * MIB < stored
+        assert host() == before
+
+    def test_twin_outside(self, run_child):
+        """The same program outside the group leaves nothing in zram."""
+        resident, stored, _ = self.run(run_child, "no")
+        assert resident < MIB
+        assert stored < MIB
+
+
+class TestHierarchy:
+    """The memory controller is found where it is."""
+
+    def find(self, tmp_path: Path, mounts: str) -> Hierarchy | None:
+        table = tmp_path / "mounts"
+        table.write_text(mounts)
+        return zram.memory_hierarchy(table)
+
+    def test_version_1(self, tmp_path):
+        unified = tmp_path / "unified"
+        unified.mkdir()
+        (unified / "cgroup.controllers").write_text("\n")
+        mounts = (
+            f"cgroup2 {unified} cgroup2 rw 0 0\n"
+            "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
+            "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+        )
+        assert self.find(tmp_path, mounts) == Hierarchy(Path("/sys/fs/cgroup/memory"), 1)
+
+    def test_version_2(self, tmp_path):
+        (tmp_path / "cgroup.controllers").write_text("cpu io memory pids\n")
+        assert self.find(tmp_path, f"cgroup2 {tmp_path} cgroup2 rw 0 0\n") == Hierarchy(tmp_path, 2)
+
+    def test_none(self, tmp_path):
+        assert self.find(tmp_path, "proc /proc proc rw 0 0\n") is None
+
+
+class TestVersion2:
+    """On a made-up hierarchy of version 2: the files that are written, and what is put back."""
+
+    @pytest.mark.parametrize("delegated", ("cpu memory", "cpu"))
+    def test_files(self, tmp_path, monkeypatch, delegated):
+        # A directory of the cgroup file system goes with its files in it; an ordinary one does not.
+        monkeypatch.setattr(Path, "rmdir", shutil.rmtree)
+        control = tmp_path / "cgroup.subtree_control"
+        control.write_text(delegated)
+        with zram.memory_group(64 * MIB, Hierarchy(tmp_path, 2), "group") as group:
+            assert (tmp_path / "group/memory.max").read_text() == f"{64 * MIB}\n"
+            assert group.usage == tmp_path / "group/memory.current"
+            assert group.procs == tmp_path / "group/cgroup.procs"
+            assert control.read_text() == (delegated if "memory" in delegated else "+memory\n")
+        assert not group.path.exists()
+        assert control.read_text() == (delegated if "memory" in delegated else "-memory\n")
+
+
+class TestUnavailable:
+    """Each thing that is missing is named, and nothing was changed."""
+
+    def test_not_root(self, monkeypatch):
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        with pytest.raises(Unavailable, match="not root"):
+            zram.require()
+
+    @pytest.fixture
+    def sysfs(self, tmp_path, monkeypatch) -> Path:
+        """A host that has all."""
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/sbin/{name}")
+        monkeypatch.setattr(zram, "swaps", lambda: [])
+        monkeypatch.setattr(zram, "memory_hierarchy", lambda: Hierarchy(Path("/cgroup"), 1))
+        for path, text in (
+            ("class/zram-control/hot_add", "7\n"),
+            ("class/zram-control/hot_remove", ""),
+            ("block/zram7/comp_algorithm", "[lzo-rle] lzo\n"),
+            ("module/zswap/parameters/enabled", "N\n"),
+        ):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+        zram.require(tmp_path)
+        return tmp_path
+
+    def test_no_zram(self, sysfs):
+        (sysfs / "class/zram-control/hot_add").unlink()
+        with pytest.raises(Unavailable, match="modprobe zram"):
+            zram.require(sysfs)
+
+    def test_no_tools(self, sysfs, monkeypatch):
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        with pytest.raises(Unavailable, match="mkswap swapon swapoff"):
+            zram.require(sysfs)
+
+    def test_other_swap(self, sysfs, monkeypatch):
+        monkeypatch.setattr(zram, "swaps", lambda: ["/dev/sda2"])
+        with pytest.raises(Unavailable, match="swapoff /dev/sda2"):
+            zram.require(sysfs)
+
+    def test_zswap(self, sysfs):
+        (sysfs / "module/zswap/parameters/enabled").write_text("Y\n")
+        with pytest.raises(Unavailable, match="zswap"):
+            zram.require(sysfs)
+
+    def test_no_memory_groups(self, sysfs, monkeypatch):
+        monkeypatch.setattr(zram, "memory_hierarchy", lambda: None)
+        with pytest.raises(Unavailable, match="memory controller"):
+            zram.require(sysfs)
+
+    def test_no_lz4(self, sysfs):
+        """The device that was added to find that out is removed."""
+        with pytest.raises(Unavailable, match="no lz4, only lzo-rle lzo"):
+            with zram.swap(64 * MIB, sysfs, sysfs):
+                pytest.fail("swap was said to be on")
+        assert (sysfs / "class/zram-control/hot_remove").read_text() == "7\n"
+
+    def test_read_only_sysfs(self, sysfs):
+        (sysfs / "class/zram-control/hot_add").unlink()
+        with pytest.raises(Unavailable, match="refuses zram swap: .*hot_add: No such file"):
+            with zram.swap(64 * MIB, sysfs, sysfs):
+                pytest.fail("swap was said to be on")
+
+
+def test_swaps(tmp_path):
+    """The areas of /proc/swaps, without its heading."""
+    table = tmp_path / "swaps"
+    table.write_text(
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        "/dev/zram0                              partition\t65532\t\t0\t\t-2\n"
+        "/swapfile                               file\t\t65532\t\t0\t\t-3\n"
+    )
+    assert zram.swaps(table) == ["/dev/zram0", "/swapfile"]
