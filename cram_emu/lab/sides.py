@@ -1,0 +1,259 @@
+"""What is measured, each in a fresh process: `python -m cram_emu.lab.sides JOB ARGUMENTS`.
+
+Arguments are a JSON object, and so is what is printed: flat, names to numbers; speeds in MiB/s,
+times in microseconds unless a name says otherwise, memory in bytes, rates in accesses a second.
+It knows nothing of rounds, medians and targets, and sets up no swap: see bench.py and zram.py.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cram_emu import Device
+from cram_emu.lab import loops
+from cram_emu.lab.footprint import footprint, object_size
+from cram_emu.lab.loops import PAGE, Latencies, Pages
+
+MIB = 1 << 20
+
+Figures = dict[str, float]
+
+
+# ---- the two sides ---------------------------------------------------------------------------
+
+
+def device(size: int, real: int, window: int, peak: int, accesses: int, threads: int) -> Figures:
+    """The loops on a mapping of a device."""
+    latencies = Latencies(accesses)
+    loops.touch(peak)
+    before = footprint()
+    with (
+        Device(advertised=size, real=real) as dev,
+        dev.map(delivery="inline", window=window, writeback=0) as mapping,
+    ):
+
+        def memory() -> Figures:
+            grown = footprint() - before
+            return {
+                "memory_object": object_size(dev.fileno()),
+                "memory_private": grown.anonymous,
+                "memory_page_tables": grown.page_tables,
+            }
+
+        return _measure(Pages(mapping.address, size // PAGE, threads), latencies, memory)
+
+
+def zram(
+    size: int,
+    peak: int,
+    accesses: int,
+    threads: int,
+    procs: str,
+    usage: str,
+    mm_stat: str,
+    tables: int,
+) -> Figures:
+    """The same loops on ordinary memory under a memory cgroup, with swap on zram.
+
+    What was touched before the process enters the group stays charged to where it was: the limit
+    is for the pages alone, and the latencies are never swapped out.
+    """
+    latencies = Latencies(accesses)
+    loops.touch(peak)
+    with loops.ordinary_memory(size) as memory:
+        Path(procs).write_text(str(os.getpid()))
+
+        def account() -> Figures:
+            return {
+                "memory_group": int(Path(usage).read_text()),
+                "memory_store": int(Path(mm_stat).read_text().split()[2]),
+                "memory_tables": tables,
+            }
+
+        pages = Pages(loops.address_of(memory), size // PAGE, threads)
+        return _measure(pages, latencies, account)
+
+
+def _measure(pages: Pages, latencies: Latencies, memory: Callable[[], Figures]) -> Figures:
+    accesses = latencies.count
+    before = _shootdowns()
+    figures = {
+        "fill": pages.bytes / MIB / loops.fill(pages),
+        "scan": pages.bytes / MIB / loops.scan(pages),
+    }
+    for name, loop in (("read", latencies.random_read), ("write", latencies.random_write)):
+        timed = loop(pages)
+        figures |= {
+            f"{name}_mean": timed.mean,
+            f"{name}_p50": timed.p50,
+            f"{name}_p99": timed.p99,
+            f"{name}_max": timed.max,
+            f"{name}_rate": accesses / timed.seconds,
+        }
+    figures["shootdowns"] = _shootdowns() - before
+    parts = memory()
+    loops.verify(pages, accesses)
+    return figures | parts | {"memory": sum(parts.values())}
+
+
+def _shootdowns() -> int:
+    """Interrupts so far by which a CPU made another one forget translations; 0 where the kernel does
+    not count them. A process that has moved between CPUs pays one for each page that the kernel
+    swaps out, one that has not pays none: so they tell such runs apart."""
+    for line in Path("/proc/interrupts").read_text().splitlines():
+        name, *columns = line.split()
+        if name == "TLB:":
+            return sum(int(column) for column in columns if column.isdigit())
+    return 0
+
+
+# ---- limits ----------------------------------------------------------------------------------
+
+
+def limits(size: int, store: int) -> Figures:
+    """lz4 and memcpy alone, in one thread. store: room for the compressed pages, touched first."""
+    count = size // PAGE
+    with loops.ordinary_memory(size) as memory, loops.ordinary_memory(size // 2) as half:
+        address, target = loops.address_of(memory), loops.address_of(half)
+        loops.touch(size + store)
+        seconds, stored = loops.decompress(Pages(address, count))
+        loops.touch(size // 2)
+        return {
+            "decompress": size / MIB / seconds,
+            "store": stored,
+            "copy_fresh": size / 2 / MIB / loops.copy(target, address, count // 2),
+            "copy": size / 2 / MIB / loops.copy(target, address, count // 2),
+        }
+
+
+# ---- the hot set -----------------------------------------------------------------------------
+
+
+def hot(size: int, window: int, writeback: float, accesses: int, pairs: int) -> Figures:
+    """A set that fits the window, against ordinary memory: seconds of device_I and ordinary_I.
+
+    The turns of a pair follow each other and never share the machine: the memory of one is freed
+    before the next begins, so that both get the same page frames (where those lie in the memory of
+    a virtual machine's host makes a difference of 5 %), and no write-back runs beside ordinary
+    memory. A turn fills its memory, heats it up by a run that is not counted (warm_up_I, of the
+    device's turn), then is measured.
+    """
+    loops.touch(size)
+    figures: Figures = {}
+    for pair in range(pairs):
+        contents = set()
+        for name in ("device", "ordinary") if pair % 2 == 0 else ("ordinary", "device"):
+            if name == "ordinary":
+                with loops.ordinary_memory(size) as memory:
+                    turn = _hot_turn(memory, loops.address_of(memory), accesses)
+            else:
+                with (
+                    Device(advertised=size, real=size) as dev,
+                    dev.map(delivery="inline", window=window, writeback=writeback) as mapping,
+                ):
+                    turn = _hot_turn(mapping, mapping.address, accesses)
+                figures[f"warm_up_{pair}"] = turn[0]
+            figures[f"{name}_{pair}"] = turn[1]
+            contents.add(turn[2])
+        if len(contents) > 1:
+            raise loops.WrongContents("hot set: the device and ordinary memory differ")
+    return figures
+
+
+def _hot_turn(buffer, address: int, accesses: int) -> tuple[float, float, bytes]:
+    """Seconds of heating up and of the run that counts, and a digest of what the memory holds."""
+    pages = Pages(address, len(buffer) // PAGE)
+    loops.fill(pages)
+    warm_up, measured = (loops.hot(pages, stream, accesses) for stream in (0, 1))
+    return warm_up, measured, hashlib.blake2b(buffer).digest()
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+def idle(advertised: int, real: int, times: int = 5) -> Figures:
+    """A device that was created and mapped, and is not used; the median of its creation's time."""
+    _warm_up()
+    taken = []
+    for _ in range(times):
+        start = time.monotonic()
+        with Device(advertised=advertised, real=real):
+            taken.append(time.monotonic() - start)
+    before = footprint()
+    with Device(advertised=advertised, real=real) as dev, dev.map():
+        grown = footprint() - before
+        shared = object_size(dev.fileno())
+        return {
+            "create_ms": 1000 * statistics.median(taken),
+            "memory_object": shared,
+            "memory_private": grown.anonymous,
+            "memory": shared + grown.anonymous,
+            "memory_page_tables": grown.page_tables,
+        }
+
+
+def metadata(size: int, window: int) -> Figures:
+    """What a device takes besides the media in use and the resident frames, all pages written."""
+    _warm_up()
+    before = footprint()
+    with (
+        Device(advertised=size, real=size) as dev,
+        dev.map(delivery="inline", window=window, writeback=0) as mapping,
+    ):
+        count = size // PAGE
+        loops.fill(Pages(mapping.address, count))
+        mapping.flush()
+        grown = footprint() - before
+        used = dev.stats.used
+        frames = mapping.stats.resident * PAGE
+        taken = object_size(dev.fileno()) + grown.anonymous - used - frames
+        return {
+            "pages": count,
+            "sectors": used // dev.params.sector,
+            "metadata": taken,
+            "metadata_per_page": taken / count,
+            "page_tables": grown.page_tables,
+        }
+
+
+def full(real: int, window: int) -> Figures:
+    """How much payload a device holds when pages of 1 to 2 KiB of entropy have filled it."""
+    advertised = 4 * real
+    with (
+        Device(advertised=advertised, real=real) as dev,
+        dev.map(delivery="inline", window=window, writeback=0) as mapping,
+    ):
+        loops.fill(Pages(mapping.address, advertised // PAGE, low=1024, high=2048))
+        mapping.flush()
+        stats = dev.stats
+        return {
+            "real": stats.real,
+            "used": stats.used,
+            "payload": stats.payload,
+            "dropped_writes": stats.dropped_writes,
+        }
+
+
+def _warm_up() -> None:
+    """Once through everything, so that what a first use loads is not taken for a device's cost."""
+    footprint()
+    with Device(advertised=MIB, real=MIB) as dev, dev.map(window=64 << 10) as mapping:
+        loops.fill(Pages(mapping.address, len(mapping) // PAGE))
+        mapping.flush()
+
+
+JOBS = {job.__name__: job for job in (device, zram, limits, hot, idle, metadata, full)}
+
+
+def main() -> None:
+    job, arguments = sys.argv[1:]
+    print(json.dumps(JOBS[job](**json.loads(arguments))))
+
+
+if __name__ == "__main__":
+    main()
