@@ -81,6 +81,7 @@ class Stats:
     pages_raw: int
     pages_zero: int
     pages_same: int
+    pages_poison: int  #: pages without data
     payload: int  #: bytes of stored form; used - payload is lost to rounding
     ratio: float  #: bytes held per byte used; 0.0 when none is used
     dropped_writes: int  #: writes that found no room
@@ -94,6 +95,10 @@ class Stats:
     hthresh: int
     events: int  #: sequence number of the newest event
     clients: int
+    low_remaining: int  #: lthresh as it is set now, bytes; 0: off
+    high_remaining: int
+    low_ratio: float  #: ratio_lthresh as it is set now; 0.0: off
+    high_ratio: float
     pressure: int  #: 0 to 1000
     no_alloc: bool
 
@@ -421,7 +426,8 @@ class Device:
         lib.cram_read_registers(self._handle, registers)
         self._check_open()
         values = fields(registers[0])
-        values["ratio"] /= 1000
+        for name in ("ratio", "low_ratio", "high_ratio"):
+            values[name] /= 1000
         values["no_alloc"] = bool(values["no_alloc"])
         return Stats(**values)
 

@@ -117,6 +117,7 @@ struct cram_registers {
 	uint64_t pages_raw;      /* pages stored as they are */
 	uint64_t pages_zero;     /* pages written with zeros: no sectors */
 	uint64_t pages_same;     /* pages of one repeated 8-byte word: no sectors */
+	uint64_t pages_poison;   /* pages without data: dropped, damaged or lost */
 	uint64_t payload;        /* bytes of stored form in the media; used - payload is lost to rounding */
 	uint64_t ratio;          /* per mille: (stored + raw + zero + same pages) * 4096 / used; 0 when none used */
 	uint64_t dropped_writes; /* writes that found no room */
@@ -130,6 +131,10 @@ struct cram_registers {
 	uint64_t hthresh;        /* interrupts raised, vector 13 */
 	uint64_t events;         /* sequence number of the newest event */
 	uint64_t clients;        /* attached */
+	uint64_t low_remaining;  /* thresholds, as in struct cram_params, but as they are now */
+	uint64_t high_remaining;
+	uint32_t low_ratio;
+	uint32_t high_ratio;
 	uint32_t pressure;       /* 0 to 1000, written by the driver; lthresh sets 1000, hthresh 0 */
 	uint32_t no_alloc;       /* 1: do not allocate; lthresh sets it, hthresh clears it */
 };

@@ -125,6 +125,7 @@ void device_read_registers(const struct op *op, struct cram_registers *r)
 	r->pages_raw = whole(sum.pages[CRAM_PAGE_RAW]);
 	r->pages_zero = whole(sum.pages[CRAM_PAGE_ZERO]);
 	r->pages_same = whole(sum.pages[CRAM_PAGE_SAME]);
+	r->pages_poison = whole(sum.pages[CRAM_PAGE_POISON]);
 	r->payload = whole(sum.payload);
 	r->ratio = ratio_of(&sum, r->used);
 	r->dropped_writes = atomic_load(&super->dropped_writes);
@@ -137,6 +138,10 @@ void device_read_registers(const struct op *op, struct cram_registers *r)
 	r->lthresh = atomic_load(&alert->raised[0]);
 	r->hthresh = atomic_load(&alert->raised[1]);
 	r->events = atomic_load(&alert->head);
+	r->low_remaining = atomic_load(&alert->low_remaining);
+	r->high_remaining = atomic_load(&alert->high_remaining);
+	r->low_ratio = atomic_load(&alert->low_ratio);
+	r->high_ratio = atomic_load(&alert->high_ratio);
 	r->pressure = atomic_load(&alert->pressure);
 	r->no_alloc = atomic_load(&alert->no_alloc);
 	for (uint64_t left = atomic_load(&device->clients->attached); left != 0; left &= left - 1) {
