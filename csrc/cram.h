@@ -17,6 +17,9 @@
  * Threads: every function may be called from any thread at any time, also while another thread closes the object. Only
  * cram_free() and cram_map_free() demand that all use of the handle has ended.
  *
+ * Death: what a client that is killed had dirty is poison for the others, what it had clean stays. The up to 31 pages
+ * that follow a sequential writer count as dirty (dirty_frames).
+ *
  * Fork: a child inherits nothing usable. Its copy of a mapping is gone (MADV_DONTFORK: touching it is a clean
  * SIGSEGV), and every call on the inherited device answers CRAM_EFORKED or, in the data plane, moves no byte.
  */
@@ -112,7 +115,8 @@ struct cram_registers {
 	uint64_t used;           /* bytes of media in use: used sectors times the sector size */
 	uint64_t remaining;      /* real - used */
 	uint64_t peak;           /* largest used so far */
-	uint64_t dirty_frames;   /* frames newer than the media, all clients: by so many pages used may lag */
+	uint64_t dirty_frames;   /* frames newer than the media, all clients: by so many pages used may lag. At most: a
+				  * writer that goes on in sequence has the next pages counted before it comes */
 	uint64_t pages_stored;   /* compressed pages in the media */
 	uint64_t pages_raw;      /* pages stored as they are */
 	uint64_t pages_zero;     /* pages written with zeros: no sectors */

@@ -46,16 +46,12 @@ static uint64_t ratio_of(const struct stripe *sum, uint64_t used_bytes)
 static void read_levels(void *arg, struct alert_reading *reading)
 {
 	const struct device *device = arg;
+	struct stripe sum;
 
 	reading->used = atomic_load(device->media.used);
 	reading->remaining = (device->media.sectors - reading->used) * device->media.sector_size;
-	reading->ratio = 0;
-	if (alert_ratio_on(device->alert)) {
-		struct stripe sum;
-
-		sum_stripes(device, &sum);
-		reading->ratio = ratio_of(&sum, reading->used * device->media.sector_size);
-	}
+	sum_stripes(device, &sum);
+	reading->ratio = ratio_of(&sum, reading->used * device->media.sector_size);
 }
 
 void device_evaluate_alerts(struct device *device)

@@ -359,7 +359,10 @@ static bool is_recent(const struct recent *recent, uint64_t page)
  * it is in ascending order. */
 static void choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
 {
-	uint64_t left = 2 * atomic_load(&pager->resident) + 2;
+	/* Two laps spend the second chances; in a third, when hardly more is left than was just brought in (the rest
+	 * may be pinned), that goes too. */
+	uint64_t lap = atomic_load(&pager->resident) + 1;
+	uint64_t left = 3 * lap;
 	struct recent recent;
 
 	load_recent(pager, &recent);
@@ -375,7 +378,7 @@ static void choose_victims(struct pager *pager, struct op *op, unsigned most, st
 			continue;
 		}
 		pager->hand = page + 1;
-		if (pager_pinned(pager, page) || is_recent(&recent, page) || spend_chance(pager, page))
+		if (pager_pinned(pager, page) || spend_chance(pager, page) || (left > lap && is_recent(&recent, page)))
 			continue;
 		/* A page that somebody works on is no victim. */
 		if (!device_trylock_page(op, dpa_page(pager, page)))
