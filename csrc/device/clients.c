@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 #include "clients.h"
 
 #include <errno.h>
@@ -6,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -72,14 +74,28 @@ static enum process_found process_stat(uint32_t pid, struct process *process)
 	return PROCESS_FOUND;
 }
 
+/* Is there a thread tid of process pid? */
+static bool thread_lives(uint32_t pid, uint32_t tid)
+{
+	int saved = errno;
+	bool lives = syscall(SYS_tgkill, pid, tid, 0) == 0 || errno != ESRCH;
+
+	errno = saved;
+	return lives;
+}
+
 bool client_dead(const struct client *client)
 {
 	uint32_t pid = atomic_load(&client->pid);
+	uint32_t keeper = atomic_load(&client->keeper);
 	struct process process;
 	enum process_found found;
 	int saved = errno;
 
 	if (pid == 0)
+		return true;
+	/* execve(2) ends every other thread, and keeps pid and start time. */
+	if (keeper != 0 && !thread_lives(pid, keeper))
 		return true;
 	found = process_stat(pid, &process);
 	errno = saved;
@@ -98,11 +114,24 @@ bool clients_holder_dead(void *arg, uint32_t word)
 	enum process_found found;
 	int saved = errno;
 
-	if (futex_holder(word) < CLIENTS_MAX)
-		return client_dead(&clients->table[futex_holder(word)]);
+	if (futex_holder(word) < CLIENTS_MAX) {
+		const struct client *client = &clients->table[futex_holder(word)];
+
+		/* The slot may have got a new owner since: he has no such thread. */
+		return client_dead(client) || !thread_lives(atomic_load(&client->pid), futex_thread(word));
+	}
 	found = process_stat(futex_thread(word), &process);
 	errno = saved;
 	return found == PROCESS_GONE || (found == PROCESS_FOUND && (process.state == 'Z' || process.state == 'X'));
+}
+
+void clients_break_lock(struct futex_lock *lock, uint64_t dead)
+{
+	uint32_t word = atomic_load(&lock->word);
+
+	if (word != 0 && futex_holder(word) < CLIENTS_MAX && (dead >> futex_holder(word) & 1) &&
+	    atomic_compare_exchange_strong(&lock->word, &word, 0))
+		futex_wake_all(&lock->word);
 }
 
 int clients_join(struct clients *clients)
@@ -126,6 +155,7 @@ int clients_join(struct clients *clients)
 		for (unsigned j = 0; j < PLACES_MAX; j++)
 			if (atomic_load(&client->places[j].word) != 0)
 				atomic_store(&client->places[j].word, 0);
+		atomic_store(&client->keeper, 0);
 		atomic_store(&client->start_time, process.start_time);
 		atomic_store(&client->pid, (uint32_t)getpid());
 		atomic_fetch_or(&clients->attached, 1ull << i);
@@ -291,6 +321,19 @@ static bool client_runs(const struct client *client)
 			return true;
 	}
 	return false;
+}
+
+bool client_parked(const struct client *client)
+{
+	for (unsigned i = 0; i < PLACES_MAX; i++)
+		if (atomic_load(&client->places[i].word) & PLACE_PARKED)
+			return true;
+	return false;
+}
+
+bool client_inside(const struct client *client)
+{
+	return client_runs(client) || client_parked(client);
 }
 
 bool places_still(struct clients *clients, uint64_t timeout_ns)

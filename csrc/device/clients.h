@@ -52,6 +52,7 @@ struct mailbox {
 struct client {
 	_Alignas(64) _Atomic uint32_t pid; /* 0: free slot */
 	_Atomic uint64_t start_time;       /* clock ticks after boot, /proc/PID/stat */
+	_Atomic uint32_t keeper;           /* a thread that lives as long as the client; 0: not yet, or no more */
 	_Atomic uint32_t bell;             /* a futex: rung for events, requests, dirty frames, the end */
 	_Atomic uint32_t claim_count;      /* claims in use lie below this */
 	_Alignas(64) _Atomic uint64_t dirty_frames;
@@ -67,10 +68,16 @@ struct clients {
 	struct client table[CLIENTS_MAX];
 };
 
-/* Is the process behind a slot gone (or a zombie)? A free slot is dead. Async-signal-safe. */
+/* Is the client gone: its process, or, after execve(2), just what it was? A free slot is dead. Async-signal-safe. */
 bool client_dead(const struct client *client);
 /* Is whom a lock word names gone? arg is the struct clients: a futex_dead_fn. */
 bool clients_holder_dead(void *arg, uint32_t word);
+/* Is one of its threads inside; is one parked there? */
+bool client_inside(const struct client *client);
+bool client_parked(const struct client *client);
+/* Opens a lock whose holder is among the clients of a mask, which are dead: their slots are about to be free, and the
+ * word would name a newcomer. */
+void clients_break_lock(struct futex_lock *lock, uint64_t dead);
 /* Takes a free slot for this process; its index, -1 when there is none, or -2 when /proc/self/stat cannot be read.
  * Under the lock. */
 int clients_join(struct clients *clients);

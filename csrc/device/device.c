@@ -30,7 +30,8 @@
 #define SCRATCH_FORM SCRATCH_HEAD
 #define SCRATCH_PAGE (SCRATCH_FORM + CODEC_BUFFER)
 #define SCRATCH_BATCH (SCRATCH_PAGE + PAGE_SIZE)
-#define SCRATCH_CODEC (SCRATCH_BATCH + DEVICE_BATCH * PAGE_SIZE)
+#define SCRATCH_WORK (SCRATCH_BATCH + DEVICE_BATCH * PAGE_SIZE)
+#define SCRATCH_CODEC (SCRATCH_WORK + DEVICE_WORK)
 _Static_assert(sizeof(struct op) <= SCRATCH_HEAD, "an op fits its head");
 
 static int map_object(struct device *device, const struct geometry *geometry, const char *name)
@@ -220,6 +221,7 @@ static struct op *op_at(struct device *device, unsigned place)
 		op->form = memory + SCRATCH_FORM;
 		op->page = memory + SCRATCH_PAGE;
 		op->batch = memory + SCRATCH_BATCH;
+		op->work = memory + SCRATCH_WORK;
 		/* Places search apart from each other, so that threads do not meet in one word of the bitmap. */
 		op->cursor = place * (device->media.sectors / 64 / PLACES_MAX);
 		codec_open_space(&device->codec, memory + SCRATCH_CODEC, &op->space);
@@ -259,6 +261,17 @@ bool device_trylock_page(struct op *op, uint64_t page)
 	return pagemap_trylock(&op->device->map, page, op->device->client);
 }
 
+/* A page lock has been held for long: is its holder dead, or, by a damaged entry, nobody? */
+static void reap_holder(struct op *op, const struct client *holder)
+{
+	bool nobody = !client_inside(holder);
+
+	if (nobody)
+		atomic_store(&op->device->super->suspect, 1);
+	if (nobody || client_dead(holder))
+		device_reap_parked(op);
+}
+
 void device_lock_page(struct op *op, uint64_t page)
 {
 	struct device *device = op->device;
@@ -284,8 +297,7 @@ void device_lock_page(struct op *op, uint64_t page)
 		entry = pagemap_entry(&device->map, page);
 		if (slept > PAGE_LIVENESS_NS && (entry & ENTRY_LOCK)) {
 			slept = 0;
-			if (client_dead(&device->clients->table[entry_holder(entry) % CLIENTS_MAX]))
-				device_reap_parked(op);
+			reap_holder(op, &device->clients->table[entry_holder(entry) % CLIENTS_MAX]);
 		}
 	}
 }

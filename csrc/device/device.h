@@ -44,6 +44,7 @@ struct device {
 };
 
 #define DEVICE_BATCH 32u
+#define DEVICE_WORK 8192u
 
 /* One thread's stay in the device: its place and private memory. */
 struct op {
@@ -55,6 +56,7 @@ struct op {
 	uint8_t *form;             /* CODEC_BUFFER bytes: stored forms */
 	uint8_t *page;             /* 4096 bytes: one page */
 	uint8_t *batch;            /* DEVICE_BATCH pages, for the host */
+	void *work;                /* DEVICE_WORK bytes, for the host: it may run on a small signal stack */
 };
 
 int device_create(const char *path, const struct cram_params *params, struct device *device);
@@ -77,11 +79,11 @@ void device_unlock_page(struct op *op, uint64_t page);
 uint64_t device_load(struct op *op, uint64_t page, uint8_t *to);
 /* Is a line of it poisoned, as far as the page map says? */
 bool device_poisoned(const struct op *op, uint64_t page);
-/* Stores the page and clears DIRTY. False: no room, and the page is poison now. from must not change meanwhile. */
+/* Stores the page; DIRTY stays as it is. False: no room, and the page is poison now. from must not change meanwhile. */
 bool device_store(struct op *op, uint64_t page, const uint8_t *from);
 /* Gives its capacity back; the page is EMPTY and clean. */
 void device_drop(struct op *op, uint64_t page);
-/* A frame is newer than the media, or no more (device_store() says so itself). */
+/* A frame is newer than the media, or no more. */
 void device_mark_dirty(struct op *op, uint64_t page, bool dirty);
 /* Line of a page that no frame holds: CRAM_EBUSY when the poison list is full. */
 int device_inject(struct op *op, uint64_t page, unsigned line);

@@ -57,7 +57,8 @@ static void publish(struct op *op, uint64_t page, uint64_t old, uint64_t entry, 
 	struct stripe *stripe = device_stripe(op);
 	enum cram_page_state from = entry_state(old), to = entry_state(entry);
 
-	pagemap_publish(&op->device->map, page, entry, check);
+	/* Whoever said that a frame is newer takes it back himself: a death in between must not leave old bytes. */
+	pagemap_publish(&op->device->map, page, entry | (old & ENTRY_DIRTY), check);
 	if (from != to && to != CRAM_PAGE_EMPTY)
 		device_add(&stripe->pages[to], 1);
 	if (from != to && from != CRAM_PAGE_EMPTY)

@@ -102,7 +102,9 @@ static void rebuild_page(struct device *device, uint64_t page, uint64_t dead)
 
 	if (entry == 0)
 		return;
-	if ((entry & ENTRY_LOCK) && gone(device, dead, (int)entry_holder(entry))) {
+	/* All stand still: who holds a page is parked, and who is not parked holds none, whatever a damaged entry says. */
+	if ((entry & ENTRY_LOCK) && (gone(device, dead, (int)entry_holder(entry)) ||
+				     !client_parked(&device->clients->table[entry_holder(entry)]))) {
 		lost = entry & ENTRY_BUSY;
 		entry &= ~(ENTRY_LOCK | ENTRY_BUSY | ENTRY_HOLDER);
 	}
@@ -149,6 +151,14 @@ static void prune_records(struct device *device)
 	poison_dedupe(list);
 }
 
+static void break_locks(struct device *device, uint64_t dead)
+{
+	clients_break_lock(&device->super->poison_lock, dead);
+	clients_break_lock(&device->super->alert_lock, dead);
+	for (unsigned i = 0; i < CLIENTS_MAX; i++)
+		clients_break_lock(&device->clients->table[i].mailbox.lock, dead);
+}
+
 int recovery_run(struct device *device, uint32_t *dead)
 {
 	const struct geometry *geometry = &device->super->geometry;
@@ -170,6 +180,7 @@ int recovery_run(struct device *device, uint32_t *dead)
 	atomic_store(&super->poison_overflow, 0);
 	prune_records(device);
 	rebuild_pages(device, gone_clients);
+	break_locks(device, gone_clients);
 	for (uint64_t left = gone_clients; left != 0; left &= left - 1)
 		clients_leave(device->clients, (unsigned)__builtin_ctzll(left));
 	atomic_store(&super->suspect, 0);

@@ -178,6 +178,19 @@ struct batch {
 	uint64_t page[EVICT_BATCH];
 };
 
+/* What does not fit a small signal stack; in op->work. */
+struct work {
+	struct batch chosen;
+	struct batch failed;
+	struct iovec ranges[EVICT_BATCH];
+};
+_Static_assert(sizeof(struct work) <= DEVICE_WORK, "the work fits");
+
+static struct work *work_of(const struct op *op)
+{
+	return op->work;
+}
+
 static void unlock_batch(struct pager *pager, struct op *op, const struct batch *batch)
 {
 	for (unsigned i = 0; i < batch->count; i++)
@@ -225,7 +238,6 @@ static void store_snapshot(struct pager *pager, struct op *op, uint64_t page)
 {
 	memcpy(op->page, pager_frame(pager, page), PAGE_SIZE);
 	device_store(op, dpa_page(pager, page), op->page);
-	device_mark_dirty(op, dpa_page(pager, page), true);
 }
 
 /* Stores a dirty, protected page; false when the device had no room: the frame must go. */
@@ -238,9 +250,9 @@ static bool store_frame(struct pager *pager, struct op *op, uint64_t page)
 }
 
 /* Drops the frames of locked pages, which are clean, with one call for all. */
-static void drop_frames(struct pager *pager, const struct batch *batch)
+static void drop_frames(struct pager *pager, const struct op *op, const struct batch *batch)
 {
-	struct iovec ranges[EVICT_BATCH];
+	struct iovec *ranges = work_of(op)->ranges;
 	int n = 0;
 
 	for (unsigned i = 0; i < batch->count; i++) {
@@ -262,9 +274,10 @@ static void drop_frames(struct pager *pager, const struct batch *batch)
 /* Writes back locked pages that stay resident, but those whose write the device dropped. Unlocks them all. */
 static void clean_batch(struct pager *pager, struct op *op, const struct batch *batch)
 {
-	struct batch failed = { .count = 0 };
+	struct batch *failed = &work_of(op)->failed;
 	unsigned written = 0;
 
+	failed->count = 0;
 	protect_dirty(pager, op, batch);
 	for (unsigned i = 0; i < batch->count; i++) {
 		uint64_t page = batch->page[i];
@@ -275,10 +288,10 @@ static void clean_batch(struct pager *pager, struct op *op, const struct batch *
 		if (pager_pinned(pager, page))
 			store_snapshot(pager, op, page);
 		else if (!store_frame(pager, op, page))
-			failed.page[failed.count++] = page;
+			failed->page[failed->count++] = page;
 	}
-	if (failed.count > 0)
-		drop_frames(pager, &failed);
+	if (failed->count > 0)
+		drop_frames(pager, op, failed);
 	count(&lane_of(pager, op)->written_back, written);
 	unlock_batch(pager, op, batch);
 }
@@ -296,7 +309,7 @@ static void evict_batch(struct pager *pager, struct op *op, const struct batch *
 			written++;
 		}
 	}
-	drop_frames(pager, batch);
+	drop_frames(pager, op, batch);
 	count(&lane->written_back, written);
 	count(&lane->evicted, batch->count);
 	unlock_batch(pager, op, batch);
@@ -304,21 +317,20 @@ static void evict_batch(struct pager *pager, struct op *op, const struct batch *
 
 void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 {
-	struct batch batch = { .count = 1, .page = { page } };
 	struct iovec range = { pager_frame(pager, page), PAGE_SIZE };
+	bool resident = pager_resident(pager, page);
 
-	if (!pager_resident(pager, page)) {
-		uffd_drop(&range, 1);
-		return;
-	}
-	if (is_dirty(pager, page)) {
+	if (resident && is_dirty(pager, page)) {
 		uffd_protect(pager->uffd, range.iov_base, PAGE_SIZE, true);
 		if (discard)
 			note_clean(pager, op, page);
 		else
 			store_frame(pager, op, page);
 	}
-	drop_frames(pager, &batch);
+	if (uffd_drop(&range, 1) == 0 && resident) {
+		pageset_remove(&pager->resident_set, page);
+		atomic_fetch_sub(&pager->resident, 1);
+	}
 }
 
 /* ---- eviction ------------------------------------------------------------------------------------------- */
@@ -406,12 +418,12 @@ static bool take_frames(struct pager *pager, unsigned n)
 /* Reserves up to want frames, at least one, evicting as needed; returns how many. */
 static unsigned reserve_frames(struct pager *pager, struct op *op, unsigned want)
 {
-	struct batch batch;
+	struct batch *batch = &work_of(op)->chosen;
 
 	while (!take_frames(pager, want)) {
-		choose_victims(pager, op, pager->batch, &batch);
-		if (batch.count > 0) {
-			evict_batch(pager, op, &batch);
+		choose_victims(pager, op, pager->batch, batch);
+		if (batch->count > 0) {
+			evict_batch(pager, op, batch);
 			continue;
 		}
 		/* All in other threads' hands, or pinned: take less, and let them go on. */
@@ -483,7 +495,7 @@ static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bo
 {
 	if (write && !is_dirty(pager, page)) {
 		count(&lane_of(pager, op)->protect_faults, 1);
-		if (pager->age[page] != 0)
+		if (atomic_load_explicit(&pager->age[page], memory_order_relaxed) != 0)
 			count(&lane_of(pager, op)->redirtied, 1);
 		write_fault_around(pager, op, page, stream);
 	} else if (write) {
@@ -596,11 +608,11 @@ typedef bool choose_fn(struct pager *pager, uint64_t page);
 static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t end, choose_fn *choose)
 {
 	uint64_t page = first;
-	struct batch batch;
+	struct batch *batch = &work_of(op)->chosen;
 
 	do {
-		batch.count = 0;
-		while (batch.count < FLUSH_BATCH) {
+		batch->count = 0;
+		while (batch->count < FLUSH_BATCH) {
 			page = pageset_next(&pager->dirty_set, page);
 			if (page >= end)
 				break;
@@ -609,17 +621,17 @@ static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t e
 				continue;
 			}
 			/* Waits for the first page of a batch only: never with pages in hand. */
-			if (batch.count == 0)
+			if (batch->count == 0)
 				device_lock_page(op, dpa_page(pager, page));
 			else if (!device_trylock_page(op, dpa_page(pager, page)))
 				break;
 			if (is_dirty(pager, page))
-				batch.page[batch.count++] = page;
+				batch->page[batch->count++] = page;
 			else
 				device_unlock_page(op, dpa_page(pager, page));
 			page++;
 		}
-		clean_batch(pager, op, &batch);
+		clean_batch(pager, op, batch);
 	} while (page < end);
 }
 
@@ -632,8 +644,9 @@ void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t co
 static bool due(struct pager *pager, uint64_t page)
 {
 	uint32_t now = pager->period & AGE_PERIOD_MASK;
-	uint32_t exponent = pager->age[page] >> AGE_PERIOD_BITS;
-	uint32_t since = (now - pager->age[page]) & AGE_PERIOD_MASK;
+	uint32_t age = atomic_load_explicit(&pager->age[page], memory_order_relaxed);
+	uint32_t exponent = age >> AGE_PERIOD_BITS;
+	uint32_t since = (now - age) & AGE_PERIOD_MASK;
 
 	if (pager->budget <= 0 || pager_pinned(pager, page) || since < 1u << exponent)
 		return false;
@@ -643,7 +656,7 @@ static bool due(struct pager *pager, uint64_t page)
 		exponent = 0;
 	else if (exponent < AGE_EXPONENT_MAX)
 		exponent++;
-	pager->age[page] = (uint16_t)(exponent << AGE_PERIOD_BITS | now);
+	atomic_store_explicit(&pager->age[page], (uint16_t)(exponent << AGE_PERIOD_BITS | now), memory_order_relaxed);
 	return true;
 }
 

@@ -69,7 +69,7 @@ struct pager {
 	 * copy goes back to where it began; a sweep that has caught up must not take what was just brought in. */
 	_Atomic uint64_t recent[PAGER_RECENT];
 	_Atomic uint32_t installs;
-	uint16_t *age;                /* bits 0..11: period of the last write-back, 12..15: back-off exponent */
+	_Atomic uint16_t *age;                /* bits 0..11: period of the last write-back, 12..15: back-off exponent */
 	uint32_t period;
 	/* The periodic write-back's; service thread only. */
 	int64_t credit;               /* faults that it may still cause */

@@ -48,6 +48,7 @@ static void *serve(void *argument)
 	_Atomic uint32_t *bell = &device->self->bell;
 	uint32_t last_request = atomic_load(&device->self->mailbox.answered);
 
+	atomic_store(&device->self->keeper, thread_id());
 	while (!atomic_load(&service->stop)) {
 		/* Read before looking: what comes after changes the bell, and the wait returns at once. */
 		uint32_t rung = atomic_load(bell);
@@ -90,6 +91,8 @@ int service_start(struct service *service, struct device *device, const struct s
 
 void service_stop(struct service *service)
 {
+	/* No keeper first: a client whose keeper has ended counts as dead. */
+	atomic_store(&service->device->self->keeper, 0);
 	atomic_store(&service->stop, 1);
 	client_ring(service->device->self);
 	pthread_join(service->thread, NULL);

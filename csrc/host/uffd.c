@@ -146,6 +146,9 @@ int uffd_poison(int fd, void *start, size_t length)
 
 		code = uffd_ioctl(fd, UFFDIO_POISON, &p);
 	} while (code == -EAGAIN);
+	/* Marked already: the kernel wakes only whom it marks for, and one may have gone to sleep on the mark. */
+	if (code == -EEXIST)
+		uffd_wake(fd, start, length);
 	return code == -EEXIST ? 0 : code;
 }
 
