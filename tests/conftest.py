@@ -17,15 +17,13 @@ from cram_emu import uffd_info
 pytest.register_assert_rewrite("samples", "device_object", "support")
 
 from samples import holdings  # noqa: E402
+from support import CHILD_TIMEOUT  # noqa: E402
 
 # The same examples in every run, no files of its own, and no opinion on a busy machine.
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("repeatable")
-
-# A child that hangs is a failed test, not a hung run.
-CHILD_TIMEOUT = 60
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ from samples import PAGE
 
 TOP = Path(__file__).parent.parent
 
+# A child that hangs is a failed test, not a hung run. Seconds.
+CHILD_TIMEOUT = 60
+
 # A condition that has not come true by then never will.
 DEADLINE = 60.0
 
@@ -36,7 +39,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.001)
 
 
-# ---- what the kernel says -------------------------------------------------------------------------
+# ---- what the kernel says ------------------------------------------------------------------------
 
 
 def resident_bytes(address: int) -> int:
@@ -59,7 +62,7 @@ def resident_pages(address: int, pages: int) -> set[int]:
     return {page for page, word in enumerate(words) if word & PAGEMAP_PRESENT}
 
 
-# ---- C programs -----------------------------------------------------------------------------------
+# ---- C programs ----------------------------------------------------------------------------------
 
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{TOP}/csrc")
 

@@ -1,7 +1,7 @@
-"""How a fault arrives: the kernel's own accesses, and SIGBUS for poison in the program that touched it.
+"""How a fault arrives: the kernel's own accesses, and SIGBUS in the program that touches poison.
 
-Oracles: the kernel (what it copied, what it says of a dead child, the siginfo that ptrace shows), and
-checksums of the files and sockets at the other end.
+Oracles: the kernel (what it copied, how it says that a child died, the siginfo that ptrace shows),
+and checksums of the files and sockets at the other end.
 """
 
 import ctypes
@@ -12,14 +12,14 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
 
 import numpy as np
 import pytest
-from conftest import CHILD_TIMEOUT
 from samples import LINE, PAGE, noise
-from support import delivery, program, wait_until  # noqa: F401
+from support import CHILD_TIMEOUT, delivery, program, wait_until  # noqa: F401
 
 from cram_emu import Device
 
@@ -171,11 +171,36 @@ class TestPoisonMetBySystemCalls:
                 assert file.write(view[: 3 * PAGE]) == PAGE
             assert (tmp_path / "copy").read_bytes() == noise(6, 3 * PAGE)[:PAGE]
 
-    def test_repaired(self, device, tmp_path):
-        device.poison.clear(PAGE + 7 * LINE)
-        with device.map(delivery="monitor") as mapping, memoryview(mapping) as view:
-            with open(tmp_path / "copy", "wb", buffering=0) as file:
-                assert file.write(view[: 3 * PAGE]) == 3 * PAGE
+    @pytest.mark.parametrize("touched", [True, False])
+    @pytest.mark.parametrize("repair", ["write", "discard", "clear", "clear by another client"])
+    def test_repaired(self, tmp_path, repair, touched):
+        """Nothing stays behind of the poison that an earlier call has met."""
+        path = tmp_path / "device"
+        contents = [noise(6, 3 * PAGE)[at : at + PAGE] for at in (0, PAGE, 2 * PAGE)]
+        with (
+            Device(SIZE, SIZE, path=path) as device,
+            Device.open(path) as other,
+            device.map(delivery="monitor") as mapping,
+            open(tmp_path / "copy", "w+b", buffering=0) as file,
+            memoryview(mapping) as view,
+        ):
+            device.write(0, b"".join(contents))
+            device.poison.inject(PAGE + 7 * LINE)
+            if touched:
+                assert file.write(view[: 3 * PAGE]) == PAGE
+            match repair:
+                case "write":
+                    contents[1] = noise(7)
+                    device.write(PAGE, contents[1])
+                case "discard":
+                    contents[1] = bytes(PAGE)
+                    device.discard(PAGE, PAGE)
+                case "clear" | "clear by another client":
+                    (device if repair == "clear" else other).poison.clear(PAGE + 7 * LINE)
+                    contents[1] = contents[1][: 7 * LINE] + bytes(LINE) + contents[1][8 * LINE :]
+            file.seek(0)
+            assert file.write(view[: 3 * PAGE]) == 3 * PAGE
+            assert (tmp_path / "copy").read_bytes() == b"".join(contents) == view[: 3 * PAGE]
 
 
 class Sigbus:
@@ -240,7 +265,7 @@ class TestSiginfo:
         assert run.ended_well()
 
     def test_what_kills_a_program_that_does_not_handle_it(self, delivery, start_child):
-        """ptrace(2) sees it: whatever the kernel raised by itself, the last one is the machine check."""
+        """Whatever the kernel raised by itself, the last that ptrace(2) sees is the machine check."""
         child = start_child(
             """
             import ctypes, sys
@@ -261,8 +286,8 @@ class TestSiginfo:
         while os.WIFSTOPPED(status := os.waitpid(child.pid, 0)[1]):
             pid, number = ctypes.c_long(child.pid), os.WSTOPSIG(status)
             assert libc.ptrace(0x4202, pid, None, info) == 0  # PTRACE_GETSIGINFO
-            words = memoryview(info).cast("B").cast("i")
-            seen.append((number, words[2], memoryview(info).cast("B").cast("Q")[2], words[6] & 0xFFFF))
+            _, _, code, _, at, lsb = struct.unpack_from("iiiiQh", info)
+            seen.append((number, code, at, lsb))
             assert libc.ptrace(7, pid, None, ctypes.c_long(number)) == 0  # PTRACE_CONT
         assert os.WTERMSIG(status) == signal.SIGBUS
         assert seen[-1] == (signal.SIGBUS, BUS_MCEERR_AR, address + 4096 + 1234, LSB)
@@ -320,7 +345,7 @@ class TestProgramsHandler:
     @pytest.mark.parametrize("when", ["flush", "map", "writeback"])
     @pytest.mark.parametrize("handler", ["chain", "restore", "restore_and_raise"])
     def test_that_leaves_it_to_ours(self, sigbus, delivery, handler, when):
-        """Ours was what it replaced: behind that comes the default action, not the handler again."""
+        """Ours was what it replaced: behind that is the default action, not the handler again."""
         run = sigbus(delivery, handler, when, "read", 1234)
         assert run.died()
         assert run.lines == [machine_check(handler.removesuffix("_and_raise"), 1234)]
@@ -335,6 +360,33 @@ class TestProgramsHandler:
         assert sigbus(delivery, "siginfo", "before", "read", 0).stderr == ""
 
 
+class TestStacks:
+    """A fault asks little of the stack that it is taken on: threads with small ones are served."""
+
+    def test_smallest_python_thread(self, delivery, run_child):
+        child = run_child(
+            """
+            import sys, threading
+            from cram_emu import Device
+
+            device = Device("4M", "4M", codec="zstd")
+            mapping = device.map(window="64K", delivery=sys.argv[1])
+
+            def work():
+                for page in range(1024):
+                    mapping[page * 4096] = page & 255
+                print(all(mapping[page * 4096] == page & 255 for page in range(1024)))
+
+            threading.stack_size(32768)
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            """,
+            delivery,
+        )
+        assert (child.returncode, child.stdout) == (0, "True\n")
+
+
 class TestOthersSigbus:
     """A SIGBUS that has nothing to do with the device goes on to the program as it is."""
 
@@ -347,7 +399,9 @@ class TestOthersSigbus:
         assert run.lines[1]["poison_faults"] == 0
         assert run.ended_well()
 
-    @pytest.mark.parametrize("handler, access", [("default", "file"), ("default", "sent"), ("ignore", "file")])
+    @pytest.mark.parametrize(
+        "handler, access", [("default", "file"), ("default", "sent"), ("ignore", "file")]
+    )
     def test_to_the_default_action(self, sigbus, delivery, handler, access):
         assert sigbus(delivery, handler, "before", access, 0).died()
 
@@ -356,7 +410,7 @@ class TestOthersSigbus:
 
 
 class TestFaulthandler:
-    """Poison ends a Python program by SIGBUS, and faulthandler shows the stack once while it is on."""
+    """Poison ends a Python program by SIGBUS; faulthandler shows the stack once while it is on."""
 
     PROGRAM = """
         import faulthandler, resource, sys
@@ -379,7 +433,9 @@ class TestFaulthandler:
         print("not reached", flush=True)
     """
 
-    @pytest.mark.parametrize("when, shown", [("never", 0), ("before", 1), ("after", 1), ("switched off", 0)])
+    @pytest.mark.parametrize(
+        "when, shown", [("never", 0), ("before", 1), ("after", 1), ("switched off", 0)]
+    )
     def test_on_and_off(self, delivery, run_child, when, shown):
         child = run_child(self.PROGRAM, delivery, when)
         assert child.stdout == "alive\n"
@@ -395,9 +451,11 @@ class TestIdle:
         from cram_emu import Device
 
         def wakes():
-            tasks = [t for t in os.listdir("/proc/self/task") if int(t) != os.getpid()]
-            lines = (open(f"/proc/self/task/{t}/status").read().split() for t in tasks)
-            return {t: int(s[s.index("voluntary_ctxt_switches:") + 1]) for t, s in zip(tasks, lines)}
+            counts = {}
+            for task in set(os.listdir("/proc/self/task")) - {str(os.getpid())}:
+                words = open(f"/proc/self/task/{task}/status").read().split()
+                counts[task] = int(words[words.index("voluntary_ctxt_switches:") + 1])
+            return counts
 
         def quiet():
             before = wakes()

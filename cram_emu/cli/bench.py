@@ -132,13 +132,14 @@ def _conditions(result: Result) -> Iterator[str]:
         f" vm.swappiness {host['swappiness']}, vm.page-cluster"
         f" {host['page_cluster']} as they were found"
     )
+    if host["swap"]:
+        yield f"swap is on: {host['swap']}"
+    elif result.zram_left_out:
+        yield "no swap is on"
+    else:
+        yield "no swap is on, but for zram's own turns"
     if result.zram_left_out:
         yield f"zram left out: {result.zram_left_out}"
-    yield (
-        f"swap that is on meanwhile: {host['swap']}"
-        if host["swap"]
-        else "no swap is on, but for zram's own turns"
-    )
     yield "Each figure: median (least .. most) of the rounds."
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from cram_emu.sizes import parse_size
+
 # A progress report that is piped makes one line for each tenth of the work.
 PLAIN_STEPS = 10
 
@@ -18,6 +20,14 @@ PLAIN_STEPS = 10
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Gives a subcommand --json; args.json goes to Console."""
     parser.add_argument("--json", action="store_true", help="print one JSON document only")
+
+
+def size(text: str) -> int:
+    """The type of an argument that is a size."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Console:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from cram_emu.cli import FAILED, OK, USAGE
-from cram_emu.cli.console import Console, add_json
+from cram_emu.cli.console import Console, add_json, size
 from cram_emu.lab.ledger import Verdict
 from cram_emu.lab.story import (
     READER,
@@ -29,7 +29,7 @@ from cram_emu.lab.story import (
     Story,
     StoryFailed,
 )
-from cram_emu.sizes import format_size, parse_size
+from cram_emu.sizes import format_size
 
 DESCRIPTION = """\
 Fills a compressed-RAM device with the files of this machine until it overflows. It warns and is
@@ -56,22 +56,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXIT_CODES
     parser.add_argument(
         "--advertised",
-        type=_size,
+        type=size,
         default="8G",
         metavar="SIZE",
         help="what the device claims to have, at least 4 times as much as is real (8G)",
     )
     parser.add_argument(
-        "--real", type=_size, default="1G", metavar="SIZE", help="what it has, at least 4M (1G)"
+        "--real", type=size, default="1G", metavar="SIZE", help="what it has, at least 4M (1G)"
     )
     add_json(parser)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

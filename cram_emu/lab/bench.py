@@ -154,8 +154,8 @@ def run(plan: Plan, report: Callable[[int, int, str], None]) -> Result:
     """The whole bench; report(steps done, steps in all, what comes next).
 
     Main thread only: swap that is switched on is off again when this returns or raises, and when a
-    signal ends it. Before anything is measured: NotEnoughMemory, and what a device raises where this
-    host permits no mapping. SideFailed with the first process that fails.
+    signal ends it. Before anything is measured: NotEnoughMemory, and what a device raises where
+    this host permits no mapping. SideFailed with the first process that fails.
     """
     with Device(advertised=MIB, real=MIB) as dev, dev.map(delivery="inline", window=MIB):
         pass

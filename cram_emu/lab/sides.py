@@ -102,9 +102,11 @@ def _measure(pages: Pages, latencies: Latencies, memory: Callable[[], Figures]) 
 
 
 def _shootdowns() -> int:
-    """Interrupts so far by which a CPU made another one forget translations; 0 where the kernel does
-    not count them. A process that has moved between CPUs pays one for each page that the kernel
-    swaps out, one that has not pays none: so they tell such runs apart."""
+    """Interrupts so far by which a CPU made another forget translations; 0 where none are counted.
+
+    A process that has moved between CPUs pays one for each page that the kernel swaps out, one that
+    has not moved pays none: they tell such runs apart.
+    """
     for line in Path("/proc/interrupts").read_text().splitlines():
         name, *columns = line.split()
         if name == "TLB:":

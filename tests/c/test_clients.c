@@ -114,12 +114,13 @@ static void death_is_seen(void)
 {
 	struct clients *clients = make_table();
 	struct joiner *joiner = make_joiner(clients);
-	uint32_t word = futex_name(1, 1);
 	siginfo_t info;
+	uint32_t word;
 	pid_t pid;
 
 	join(clients);
 	pid = child_start(join_and_stand, joiner);
+	word = futex_name(1, (uint32_t)pid);
 	wait_for(&joiner->joined);
 	CHECK_EQ(joiner->index, 1);
 	CHECK(!client_dead(&clients->table[1]));
@@ -149,6 +150,87 @@ static void reused_pid_is_not_the_client(void)
 	CHECK(!client_dead(&clients->table[0]));
 	clients->table[0].start_time--;
 	CHECK(client_dead(&clients->table[0]));
+}
+
+static void *name_thread(void *arg)
+{
+	*(uint32_t *)arg = thread_id();
+	return NULL;
+}
+
+/* A lock word that names a thread which its client does not have, being an earlier one's of that slot, names nobody. */
+static void thread_of_an_earlier_client_is_dead(void)
+{
+	struct clients *clients = make_table();
+	pthread_t thread;
+	uint32_t tid = 0;
+
+	join(clients);
+	CHECK_EQ(pthread_create(&thread, NULL, name_thread, &tid), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	CHECK(clients_holder_dead(clients, futex_name(0, tid)));
+	CHECK(!clients_holder_dead(clients, futex_name(0, thread_id())));
+	CHECK(!client_dead(&clients->table[0]));
+}
+
+static void *keep_and_stand(void *arg)
+{
+	struct joiner *joiner = arg;
+
+	atomic_store(&joiner->clients->table[joiner->index].keeper, thread_id());
+	stand_still(&joiner->joined);
+	return NULL;
+}
+
+static void join_and_execute(void *arg)
+{
+	struct joiner *joiner = arg;
+	pthread_t thread;
+
+	atomic_store(&joiner->index, join(joiner->clients));
+	CHECK_EQ(pthread_create(&thread, NULL, keep_and_stand, joiner), 0);
+	wait_for(&joiner->joined);
+	execl("/bin/sleep", "sleep", "1000", NULL);
+}
+
+/* A client that has executed another program is gone, though its process and start time are what they were: its keeper
+ * ended. The twin: without a keeper it seems to live. */
+static void executed_client_is_dead(void)
+{
+	struct clients *clients = make_table();
+	struct joiner *joiner = make_joiner(clients);
+	pid_t pid = child_start(join_and_execute, joiner);
+	unsigned waits = 0;
+
+	wait_for(&joiner->joined);
+	while (!client_dead(&clients->table[0]) && waits++ < 100000)
+		usleep(100);
+	CHECK(client_dead(&clients->table[0]));
+	CHECK_EQ(clients_dead(clients), 1);
+	CHECK_EQ(kill(pid, 0), 0);
+	atomic_store(&clients->table[0].keeper, 0);
+	CHECK(!client_dead(&clients->table[0]));
+	child_kill(pid);
+	CHECK(client_dead(&clients->table[0]));
+}
+
+/* Locks of the dead are opened, those of others and of whoever joins are not, and who slept for one goes on. */
+static void locks_of_the_dead_are_opened(void)
+{
+	struct futex_lock lock = { .word = futex_name(5, 100) };
+
+	clients_break_lock(&lock, ~(1ull << 5));
+	CHECK_EQ(lock.word, futex_name(5, 100));
+	clients_break_lock(&lock, 1ull << 5);
+	CHECK_EQ(lock.word, 0);
+	clients_break_lock(&lock, UINT64_MAX);
+	CHECK_EQ(lock.word, 0);
+	atomic_store(&lock.word, futex_name(63, 100) | FUTEX_WAITERS);
+	clients_break_lock(&lock, 1ull << 63);
+	CHECK_EQ(lock.word, 0);
+	atomic_store(&lock.word, futex_name(CLIENT_JOINING, 100));
+	clients_break_lock(&lock, UINT64_MAX);
+	CHECK_EQ(lock.word, futex_name(CLIENT_JOINING, 100));
 }
 
 static void *stand(void *arg)
@@ -521,6 +603,9 @@ static const struct test tests[] = {
 	TEST(slot_is_left_clean),
 	TEST(death_is_seen),
 	TEST(reused_pid_is_not_the_client),
+	TEST(thread_of_an_earlier_client_is_dead),
+	TEST(executed_client_is_dead),
+	TEST(locks_of_the_dead_are_opened),
 	TEST(process_without_leader_lives),
 	TEST(joining_holder_is_known),
 	TEST(bells_ring),

@@ -571,6 +571,27 @@ static void half_a_rebuild_is_finished(void)
 	device_close(&device, false);
 }
 
+/* A gate that nobody holds, over half a rebuild, is what one leaves that gave up: whoever comes next finishes it. */
+static void abandoned_gate_is_lowered(void)
+{
+	struct device device;
+	int claim;
+
+	create_plain(&device);
+	gate_raise(device.clients);
+	clear_bitmap(&device);
+	lose_count(&device);
+	CHECK_EQ(device_claim(&device, 0, 1, &claim), 0);
+	CHECK_EQ(device.clients->gate, 0);
+	check_plain(&device, PAGES);
+	gate_raise(device.clients);
+	scramble_stripes(&device);
+	CHECK(rig_store(&device, 20, 1, 4));
+	CHECK_EQ(device.clients->gate, 0);
+	check_plain(&device, PAGES);
+	device_close(&device, false);
+}
+
 static void do_nothing(void *arg)
 {
 	(void)arg;
@@ -867,7 +888,7 @@ static void death_anywhere_leaves_no_wrong_page(void)
 
 	/* Little room, so that it also dies dropping writes. */
 	rig_create_small(&device, 24 * PAGE_SIZE);
-	for (uint64_t i = 0; i < ROUNDS(64u); i++)
+	for (uint64_t i = 0; i < ROUNDS(100u); i++)
 		disturbed += kill_at_work(&device, i, &state);
 	/* The twin: some of them left what only the recovery put in order. */
 	CHECK(disturbed > 0);
@@ -888,6 +909,7 @@ static const struct test tests[] = {
 	TEST(dirty_pages_of_the_living_are_kept),
 	TEST(table_lock_of_the_dead_is_taken),
 	TEST(half_a_rebuild_is_finished),
+	TEST(abandoned_gate_is_lowered),
 	TEST(joiner_that_died_is_no_obstacle),
 	TEST(poison_list_of_the_dead_is_mended),
 	TEST(alerts_of_the_dead_go_on),

@@ -7,8 +7,9 @@
  * What a page is for goes by its number modulo 8, so that any range that the pager works on holds pages of all kinds:
  * pages that one worker each reads and writes in every way there is, counters that all add to, pages that are poisoned
  * and cleared, pages that are pinned, pages that only page operations touch, and pages that nobody touches. Beside the
- * workers run a flusher, a poisoner, a pinner and the periodic write-back. full: the device has too little room, so
- * that writes are dropped all the time: then there are no counters, pins or injected poison.
+ * workers run a flusher, a poisoner, a pinner, the periodic write-back, and a signal whose handler adds to counters.
+ * full: the device has too little room, so that writes are dropped all the time: then there are no counters, pins or
+ * injected poison.
  *
  * Ends with status 1, and a line that says where, as soon as a byte is neither right nor poison. damage changes one
  * byte behind the model's back at the end, to show that it would be noticed.
@@ -20,6 +21,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "common.h"
@@ -106,7 +108,26 @@ static void fill(struct dice *dice, uint8_t *page)
 	dice->state += WORDS;
 }
 
-/* ---- SIGBUS ---------------------------------------------------------------------------------------------- */
+/* Adds to a counter that others add to, too; no addition may get lost. */
+static void add_to_counter(struct dice *dice)
+{
+	unsigned page = (unsigned)roll(dice, PAGES / 8) * 8 + 1;
+	size_t word = roll(dice, WORDS);
+
+	__atomic_fetch_add((uint64_t *)frame(page) + word, 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add((uint64_t *)copy(page) + word, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- signals --------------------------------------------------------------------------------------------- */
+
+/* The program's other signals may touch the mapping, too, whatever they interrupt. */
+static void on_alarm(int number)
+{
+	static struct dice dice;
+
+	(void)number;
+	add_to_counter(&dice);
+}
 
 static _Thread_local sigjmp_buf escape;
 static _Thread_local siginfo_t caught;
@@ -221,16 +242,6 @@ static void discard(unsigned page)
 {
 	cram_discard(device, page * PAGE, PAGE);
 	memset(copy(page), 0, PAGE);
-}
-
-/* Adds to a counter that others add to, too; no addition may get lost. */
-static void add_to_counter(struct dice *dice)
-{
-	unsigned page = (unsigned)roll(dice, PAGES / 8) * 8 + 1;
-	size_t word = roll(dice, WORDS);
-
-	__atomic_fetch_add((uint64_t *)frame(page) + word, 1, __ATOMIC_RELAXED);
-	__atomic_fetch_add((uint64_t *)copy(page) + word, 1, __ATOMIC_RELAXED);
 }
 
 static uint64_t poison_word(unsigned page, size_t word)
@@ -511,6 +522,10 @@ int main(int argc, char **argv)
 	map = map_all(device, delivery_named(argv[1]), WINDOW, 1);
 	memory = cram_map_address(map);
 
+	if (!full) {
+		sigaction(SIGALRM, &(struct sigaction){ .sa_handler = on_alarm, .sa_flags = SA_RESTART }, NULL);
+		setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 500 }, { 0, 500 } }, NULL);
+	}
 	for (unsigned i = 0; i < count; i++)
 		start(&helpers[i], beside[i], mix(seed + 100 + i));
 	for (unsigned i = 0; i < workers; i++)
@@ -520,6 +535,7 @@ int main(int argc, char **argv)
 	atomic_store(&done, true);
 	for (unsigned i = 0; i < count; i++)
 		pthread_join(helpers[i], NULL);
+	setitimer(ITIMER_REAL, &(struct itimerval){ 0 }, NULL);
 
 	if (argc > 6) {
 		copy(8)[1234] ^= 1;
