@@ -67,6 +67,8 @@ static void *serve(void *argument)
 		if (!atomic_load(&service->stop))
 			futex_wait(bell, rung, wait_ms < 0 ? -1 : (int64_t)wait_ms * 1000000);
 	}
+	/* A client whose keeper has ended counts as dead: this one is only about to leave. */
+	atomic_store(&device->self->keeper, 0);
 	return NULL;
 }
 
@@ -91,8 +93,6 @@ int service_start(struct service *service, struct device *device, const struct s
 
 void service_stop(struct service *service)
 {
-	/* No keeper first: a client whose keeper has ended counts as dead. */
-	atomic_store(&service->device->self->keeper, 0);
 	atomic_store(&service->stop, 1);
 	client_ring(service->device->self);
 	pthread_join(service->thread, NULL);
