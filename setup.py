@@ -29,8 +29,12 @@ setup(
             extra_link_args=CORE["LINK_FLAGS"],
         )
     ],
-    install_requires=["cffi>=1.15", "rich>=13"],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "lz4>=4.3"]},
+    install_requires=["cffi>=1.15", "rich>=13", "fusepy>=3.0.1"],
+    extras_require={
+        # libfuse3, and with it poll(2) on attributes.
+        "fuse3": ["mfusepy>=3.1"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "lz4>=4.3", "mfusepy>=3.1"],
+    },
     entry_points={"console_scripts": ["cram-emu = cram_emu.cli:main"]},
     # scripts/setup decides by content when to build, and distutils would decide by file times.
     options={"build_ext": {"force": True}},

@@ -36,6 +36,10 @@ SUBCOMMANDS = (
     ("demo", "cram_emu.cli.demo", "watch a device compress, warn, overflow and poison"),
     ("info", "cram_emu.cli.info", "show what this host permits, and what follows from it"),
     ("bench", "cram_emu.cli.bench", "measure the device beside kernel zram swap"),
+    ("mount", "cram_emu.cli.mount", "serve the machine's sysfs tree at a directory"),
+    ("ns", "cram_emu.cli.ns", "run a command that sees a mounted machine as its own"),
+    ("stat", "cram_emu.cli.stat", "show the registers of a mounted machine's devices"),
+    ("events", "cram_emu.cli.events", "show what has happened to a mounted machine's devices"),
 )
 
 

@@ -682,6 +682,130 @@ static void unflushed_pages_die_with_their_process(void)
 	}
 }
 
+#define ACCOUNT_PAGES 24u
+
+/* What a process says of its pages: versions begun and finished; even ones are discards. */
+struct account {
+	uint32_t delivery;
+	uint64_t seed;
+	_Atomic uint32_t ready;
+	_Atomic uint32_t begun[ACCOUNT_PAGES];
+	_Atomic uint32_t done[ACCOUNT_PAGES];
+};
+
+static void write_accounted(struct world *world, struct account *account, uint64_t page)
+{
+	uint32_t next = (account->begun[page] + 1) | 1;
+
+	atomic_store(&account->begun[page], next);
+	write_memory(world, page, next, 40);
+	atomic_store(&account->done[page], next);
+}
+
+static void discard_accounted(struct world *world, struct account *account, uint64_t page)
+{
+	uint32_t next = (account->begun[page] | 1) + 1;
+
+	atomic_store(&account->begun[page], next);
+	cram_discard(world->device, page * PAGE, PAGE);
+	atomic_store(&account->done[page], next);
+}
+
+static void work_accounted(struct world *world, struct account *account, uint64_t *state)
+{
+	uint64_t page = random_below(state, ACCOUNT_PAGES);
+
+	switch (random_below(state, 8)) {
+	case 0:
+		CHECK_EQ(cram_flush(world->map, 0, ACCOUNT_PAGES * PAGE), 0);
+		break;
+	case 1: /* as O_DIRECT would: written again while a flush has its snapshot */
+		if (cram_pin(world->map, page * PAGE, PAGE) != 0)
+			break;
+		write_accounted(world, account, page);
+		CHECK_EQ(cram_flush(world->map, page * PAGE, PAGE), 0);
+		write_accounted(world, account, page);
+		CHECK_EQ(cram_unpin(world->map, page * PAGE, PAGE), 0);
+		break;
+	case 2:
+	case 3:
+	case 4: /* over bytes that are newer than the stored ones */
+		write_accounted(world, account, page);
+		CHECK_EQ(cram_flush(world->map, page * PAGE, PAGE), 0);
+		write_accounted(world, account, page);
+		discard_accounted(world, account, page);
+		break;
+	default:
+		write_accounted(world, account, page);
+	}
+}
+
+static void work_until_killed(void *arg)
+{
+	struct cram_params params = { .advertised = MIB, .real = MIB };
+	struct cram_map_params map = { .length = MIB, .window = WINDOW };
+	struct account *account = arg;
+	uint64_t state = account->seed;
+	struct world world;
+
+	cram_params_default(&params);
+	map.delivery = account->delivery;
+	CHECK_EQ(cram_create(FILE_NAME, &params, &world.device), 0);
+	CHECK_EQ(cram_map_create(world.device, &map, &world.map), 0);
+	world.memory = cram_map_address(world.map);
+	atomic_store(&account->ready, 1);
+	for (;;)
+		work_accounted(&world, account, &state);
+}
+
+/* Bytes that are neither what was finished last, nor what was begun, are wrong. */
+static bool account_holds(const struct world *world, const struct account *account, uint64_t page)
+{
+	uint32_t begun = account->begun[page], done = account->done[page];
+	uint8_t found[PAGE], bytes[PAGE] = { 0 };
+
+	if (cram_read_page(world->device, page * PAGE, found) != 0)
+		return true;
+	if (memcmp(found, bytes, PAGE) == 0)
+		return begun % 2 == 0 || done % 2 == 0;
+	for (uint32_t version = done; version <= begun; version++) {
+		make_page(bytes, page, version, 40);
+		if (version % 2 == 1 && memcmp(found, bytes, PAGE) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Wherever a process is killed, flushing, discarding, evicting: no page has older bytes than it had finished. */
+static void death_anywhere_leaves_no_old_bytes(void)
+{
+	uint64_t state = 1, lost = 0;
+
+	for (unsigned i = 0; i < ROUNDS(120u); i++) {
+		struct account *account = shared_memory(sizeof(*account));
+		struct world world = { .pages = MIB / PAGE };
+		pid_t pid;
+
+		unlink(FILE_NAME);
+		account->delivery = deliveries[i % 2];
+		account->seed = i;
+		pid = child_start(work_until_killed, account);
+		wait_for(&account->ready);
+		usleep((unsigned)random_below(&state, 3000));
+		child_kill(pid);
+		CHECK_EQ(cram_open(FILE_NAME, &world.device), 0);
+		for (uint64_t page = 0; page < ACCOUNT_PAGES; page++)
+			CHECK(account_holds(&world, account, page));
+		lost += registers_of(&world).lost_pages;
+		CHECK_EQ(cram_close(world.device), 0);
+		cram_free(world.device);
+		munmap(account, sizeof(*account));
+	}
+	/* The twin: there was something to be wrong about. */
+	CHECK(lost > 0);
+	CHECK_EQ(unlink(FILE_NAME), 0);
+}
+
 static void use_after_fork(void *arg)
 {
 	struct world *world = arg;
@@ -984,6 +1108,7 @@ static const struct test tests[] = {
 	TEST(lost_writes_are_seen),
 	TEST(mapped_range_is_exclusive),
 	TEST(unflushed_pages_die_with_their_process),
+	TEST(death_anywhere_leaves_no_old_bytes),
 	TEST(child_is_kept_out),
 	TEST(device_closes_under_threads),
 	TEST(living_clients_are_not_reaped),

@@ -1,0 +1,157 @@
+"""What happens to a device as lines of drivers/cxl/core/trace.h.
+
+The driver's own commands (inject, clear, list) are cxl_poison. The device's records are cxl_general_media,
+one for each entry that its poison list gains, and cxl_memory_module for a threshold: MEM_CAPACITY_DEGRADED
+while there is little left, nothing when it has recovered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+from cram_emu import Interrupt, PoisonRecord
+from cram_emu.errors import DeviceClosed
+from cram_emu.sysfs.memdev import Memdev
+from cram_emu.sysfs.trace import Trace
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+# include/linux/cxl-event.h
+_GENERAL_MEDIA = "fbcd0a77-c260-417f-85a9-088b1621eba6"
+_MEMORY_MODULE = "fe927475-dd59-4339-a586-79bab113b774"
+_RECORD_LENGTH = 128
+_NO_COMPONENT = (
+    f"comp_id={' '.join(['00'] * 16)} comp_id_pldm_valid_flags='' "
+    "pldm_entity_id=0x00 pldm_resource_id=0x00"
+)
+
+# Source of a poison record: as listed; then level, type and transaction of its general media event.
+_LISTED = {"dropped": "Internal", "injected": "Injected", "media": "Internal", "lost": "External"}
+_CREATED = {
+    "dropped": ("Failure", "Data Path Error", "Host Write"),
+    "injected": ("Informational", "ECC Error", "Host Inject Poison"),
+    "media": ("Failure", "ECC Error", "Host Read"),
+    "lost": ("Failure", "Data Path Error", "Unknown"),
+}
+
+
+class Events:
+    """The lines of one device. Threads: any."""
+
+    def __init__(self, memdev: Memdev, trace: Trace):
+        self._memdev = memdev
+        self._trace = trace
+        self._handles = itertools.count(1)
+        self._collecting = threading.Lock()
+        self._levels: tuple[int, ...] = ()
+        self._overflow = 0
+        self._overflow_time = 0
+        self._known: set[tuple[int, str]] = set()
+        self.collect(silently=True)
+        memdev.on_interrupt(self._threshold)
+
+    # -- the driver's commands
+
+    def injected(self, dpa: int) -> None:
+        self._poison("Inject", dpa, 64, "Unknown")
+        self.collect()
+
+    def cleared(self, dpa: int) -> None:
+        self._poison("Clear", dpa, 64, "Unknown")
+        self.collect()
+
+    def list_poison(self) -> None:
+        """cxl_mem_get_poison(): a line for each record."""
+        overflowed = self._memdev.device.stats.poison_overflow > 0
+        flags, when = ("Overflow", self._overflow_time) if overflowed else ("", 0)
+        for record in self._memdev.device.poison.records():
+            self._poison("List", record.dpa, record.length, _LISTED[record.source], flags, when)
+
+    def _poison(
+        self, kind: str, dpa: int, length: int, source: str, flags: str = "", overflow: int = 0
+    ) -> None:
+        memdev = self._memdev
+        self._trace.emit(
+            f"cxl_poison: memdev={memdev.name} host={memdev.host} serial={memdev.serial} "
+            f"trace_type={kind} region={memdev.region} region_uuid={_NO_UUID} "
+            f"hpa={memdev.hpa + dpa:#x} dpa={dpa:#x} dpa_length={length:#x} source={source} "
+            f"flags={flags} overflow_time={overflow}"
+        )
+
+    # -- the device's records
+
+    def collect(self, silently: bool = False) -> None:
+        """Records what the poison list has gained since; cheap while no counter has moved."""
+        if not self._collecting.acquire(blocking=False):
+            return
+        try:
+            self._collect(silently)
+        except DeviceClosed:
+            pass  # taken out meanwhile
+        finally:
+            self._collecting.release()
+
+    def _collect(self, silently: bool) -> None:
+        stats = self._memdev.device.stats
+        levels = (
+            stats.poisoned,
+            stats.poison_records,
+            stats.dropped_writes,
+            stats.media_errors,
+            stats.lost_pages,
+            stats.poison_overflow,
+        )
+        if levels == self._levels:
+            return
+        self._levels = levels
+        records = self._memdev.device.poison.records()
+        known = {(record.dpa, record.source) for record in records}
+        if not silently:
+            for record in records:
+                if (record.dpa, record.source) not in self._known:
+                    self._media(record)
+        self._known = known
+        if stats.poison_overflow > self._overflow:
+            self._overflow_time = self._overflow_time or time.time_ns()
+            if not silently and not self._overflow:
+                self._media(records[-1], "|POISON_LIST_OVERFLOW")
+        self._overflow = stats.poison_overflow
+        if not silently:
+            self._memdev.poisoned.notify()
+
+    def _media(self, record: PoisonRecord, descriptor: str = "") -> None:
+        memdev = self._memdev
+        level, kind, transaction = _CREATED[record.source]
+        self._trace.emit(
+            f"cxl_general_media: {self._head(level, _GENERAL_MEDIA)} : "
+            f"dpa={record.dpa:x} dpa_flags='VOLATILE' descriptor='UNCORRECTABLE_EVENT{descriptor}' "
+            f"type='{kind}' sub_type='Not Reported' transaction_type='{transaction}' "
+            f"channel=0 rank=0 device=0 validity_flags='' {_NO_COMPONENT} "
+            f"hpa={memdev.hpa + record.dpa:x} region={memdev.region} region_uuid={_NO_UUID} "
+            "cme_threshold_ev_flags='' cme_count=0"
+        )
+
+    def _threshold(self, memdev: Memdev, interrupt: Interrupt) -> None:
+        low = interrupt.name == "lthresh"
+        health = "MEM_CAPACITY_DEGRADED" if low else ""
+        head = self._head("Warning" if low else "Informational", _MEMORY_MODULE)
+        self._trace.emit(
+            f"cxl_memory_module: {head} : "
+            f"event_type='Health Status Change' event_sub_type='Not Reported' "
+            f"health_status='{health}' media_status='Normal' as_life_used=Normal "
+            "as_dev_temp=Normal as_cor_vol_err_cnt=Normal as_cor_per_err_cnt=Normal life_used=0 "
+            "device_temp=0 dirty_shutdown_cnt=0 cor_vol_err_cnt=0 cor_per_err_cnt=0 "
+            f"validity_flags='' {_NO_COMPONENT}",
+            interrupt.time_ns,
+        )
+        self.collect()
+
+    def _head(self, level: str, uuid: str) -> str:
+        """CXL_EVT_TP_printk()."""
+        memdev = self._memdev
+        return (
+            f"memdev={memdev.name} host={memdev.host} serial={memdev.serial} log={level} : "
+            f"time={time.time_ns()} uuid={uuid} len={_RECORD_LENGTH} flags='' "
+            f"handle={next(self._handles):x} related_handle=0 maint_op_class=0 maint_op_sub_class=0"
+        )
