@@ -1,4 +1,4 @@
-"""A tree laid over /sys, /dev and /proc. It is plain files here; test_clients.py mounts one.
+"""A tree laid over /sys, /dev and /proc. It is plain files here; test_client_programs.py mounts one.
 
 Oracle: what this process, which stays outside, sees of the same paths and mounts.
 """
