@@ -122,9 +122,10 @@ static void discard_page(struct cram_device *device, struct op *op, uint64_t pag
 		/* A pinned frame must stay. */
 		pager_write(pager, op, index, NULL);
 	} else {
+		/* The media first: a death before the frame's turn leaves DIRTY, and so poison, not the older bytes. */
+		device_drop(op, page);
 		if (pager != NULL)
 			pager_drop(pager, op, index, true);
-		device_drop(op, page);
 	}
 	device_unlock_page(op, page);
 }
