@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -264,8 +263,15 @@ class TestSiginfo:
         ]
         assert run.ended_well()
 
+    @pytest.mark.parametrize("threads", [2, 4])
+    def test_threads_that_touch_it_at_once(self, sigbus, delivery, threads):
+        """Each is told, however many find the page newly poisoned at the same instant."""
+        run = sigbus(delivery, "silent", "before", "together", threads)
+        assert run.lines[0] == {"caught": 20000 * threads}
+        assert run.ended_well()
+
     def test_what_kills_a_program_that_does_not_handle_it(self, delivery, start_child):
-        """Whatever the kernel raised by itself, the last that ptrace(2) sees is the machine check."""
+        """Whatever the kernel raised by itself, the last that ptrace(2) sees is a machine check."""
         child = start_child(
             """
             import ctypes, sys

@@ -607,7 +607,8 @@ class TestFork:
                     page = choose.randrange(seed, 256, 3)
                     if page in model and mapping[page * PAGE : (page + 1) * PAGE] != model[page]:
                         wrong.append(page)
-                    model[page] = mapping[page * PAGE : (page + 1) * PAGE] = entropy(choose.randrange(99))
+                    model[page] = entropy(choose.randrange(99))
+                    mapping[page * PAGE : (page + 1) * PAGE] = model[page]
 
             threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
             for thread in threads:

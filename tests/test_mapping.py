@@ -1,7 +1,7 @@
 """The mapping: the device as plain memory of this process, behind a small window of frames.
 
-Oracles: a bytearray that is told the same things, the Python lz4 package, and what the kernel says is
-resident.
+Oracles: a bytearray that is told the same things, the Python lz4 package, and what the kernel says
+is resident.
 """
 
 import random

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cram_emu.cli import OK
-from cram_emu.sysfs.client import Tree
+from cram_emu.sysfs.client import Tree, told
 
 # "  cram-emu-1234    [000] .....   12.345678: cxl_poison: memdev=mem0 ..."
 _LINE = re.compile(r"\s*\S+\s+\[\d+\] \S+\s+(?P<time>[\d.]+): (?P<event>\w+): (?P<fields>.*)")
@@ -30,8 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     tree = Tree(args.mountpoint)
-    for line in _follow(tree.trace_pipe) if args.follow else _history(tree.trace):
-        print(json.dumps(parse(line)) if args.json else line, flush=args.follow)
+    with told(args.mountpoint):
+        for line in _follow(tree.trace_pipe) if args.follow else _history(tree.trace):
+            print(json.dumps(parse(line)) if args.json else line, flush=args.follow)
     return OK
 
 

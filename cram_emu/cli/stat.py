@@ -7,7 +7,7 @@ import argparse
 from cram_emu.cli import OK
 from cram_emu.cli.console import Console, add_json
 from cram_emu.sizes import format_size
-from cram_emu.sysfs.client import Tree
+from cram_emu.sysfs.client import Tree, told
 
 # Registers by how they are told.
 SIZES = ("advertised", "real", "used", "remaining", "peak", "payload", "lthresh", "hthresh")
@@ -22,7 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    devices = Tree(args.mountpoint).devices()
+    with told(args.mountpoint):
+        devices = Tree(args.mountpoint).devices()
     console = Console(args.json)
     names = {name for values in devices.values() for name in values}
     ordered = [*(name for name in FIRST if name in names), *sorted(names.difference(FIRST))]

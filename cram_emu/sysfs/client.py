@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from cram_emu.errors import DeviceIOError, InvalidArgument
+from cram_emu.errors import CramError, DeviceIOError, InvalidArgument
 from cram_emu.sysfs.registers import DEVICES
 from cram_emu.sysfs.trace import TRACING
 
@@ -14,17 +16,30 @@ from cram_emu.sysfs.trace import TRACING
 _WORDS = ("path", "codec")
 
 
+@contextmanager
+def told(mountpoint: str | os.PathLike[str]) -> Iterator[None]:
+    """A failure to read the tree becomes an error that says where; but not that of a reader of ours."""
+    try:
+        yield
+    except (CramError, BrokenPipeError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise DeviceIOError(f"{mountpoint}: its server was killed; mount it again") from None
+        raise DeviceIOError(f"{mountpoint}: {error.strerror}") from None
+
+
 class Tree:
     """The machine that is mounted at a directory. InvalidArgument: there is none."""
 
     def __init__(self, mountpoint: str | os.PathLike[str]):
         self._root = Path(mountpoint)
-        try:
-            os.stat(self._root / DEVICES)
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                raise DeviceIOError(f"{mountpoint}: its server was killed; mount it again") from None
-            raise InvalidArgument(f"{mountpoint}: no machine is mounted there") from None
+        with told(mountpoint):
+            try:
+                # The kernel may remember what a killed server said of a path, but never a listing.
+                os.listdir(self._root / DEVICES)
+            except (FileNotFoundError, NotADirectoryError):
+                raise InvalidArgument(f"{mountpoint}: no machine is mounted there") from None
 
     def path(self, path: str) -> Path:
         return self._root / path

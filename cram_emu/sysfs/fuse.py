@@ -81,12 +81,14 @@ class Operations:
     """What FUSE asks. A public attribute named like an operation would be taken for one."""
 
     use_ns = True
+    # libfuse2: a file whose entry is gone has no path any more, and still has to answer.
+    flag_nullpath_ok = 1
 
     def __init__(self, table: Table, ready: threading.Event, interrupted: Callable[[], bool]):
         self._table = table
         self._ready = ready
         self._interrupted = interrupted
-        self._files: dict[int, File] = {}
+        self._files: dict[int, tuple[Entry, File]] = {}
         self._handles = itertools.count(1)
         now = time.time_ns()
         self._common = {
@@ -101,8 +103,8 @@ class Operations:
         self._ready.set()
 
     @_edge
-    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-        entry = self._find(path)
+    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
+        entry = self._files[fh][0] if path is None else self._find(path)
         return {
             **self._common,
             "st_mode": entry.st_mode,
@@ -129,26 +131,28 @@ class Operations:
 
     @_edge
     def open(self, path: str, flags: int) -> int:
+        entry = self._find(path)
         handle = next(self._handles)
-        self._files[handle] = self._find(path).open(flags)
+        self._files[handle] = entry, entry.open(flags)
         return handle
 
     @_edge
-    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-        return self._files[fh].read(size, offset, self._interrupted)
+    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
+        return self._files[fh][1].read(size, offset, self._interrupted)
 
     @_edge
-    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-        return self._files[fh].write(data)
+    def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
+        return self._files[fh][1].write(data)
 
     @_edge
-    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-        self._find(path).truncate()
+    def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
+        entry = self._files[fh][0] if path is None else self._find(path)
+        entry.truncate()
         return 0
 
     @_edge
-    def release(self, path: str, fh: int) -> int:
-        self._files.pop(fh).close()
+    def release(self, path: str | None, fh: int) -> int:
+        self._files.pop(fh)[1].close()
         return 0
 
     @_edge
@@ -186,9 +190,9 @@ class MfusepyOperations(Operations):
         self._libfuse = libfuse
 
     @_edge
-    def poll(self, path: str, fh: int, handle: int | None, events: Any) -> int:
+    def poll(self, path: str | None, fh: int, handle: int | None, events: Any) -> int:
         wake = _PollHandle(self._libfuse, handle) if handle else None
-        events[0] = self._files[fh].poll(wake)
+        events[0] = self._files[fh][1].poll(wake)
         return 0
 
 

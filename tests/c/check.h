@@ -70,7 +70,8 @@ static inline void check_bytes(const char *file, int line, const char *text, con
 #define CHECK_COMPARE(a, operator, b)                                                                             \
 	do {                                                                                                      \
 		uint64_t check_a = (uint64_t)(a), check_b = (uint64_t)(b);                                        \
-		check_compare(__FILE__, __LINE__, #a " " #operator " " #b, check_a operator check_b, check_a, check_b); \
+		check_compare(__FILE__, __LINE__, #a " " #operator " " #b, check_a operator check_b, check_a,     \
+			      check_b);                                                                           \
 	} while (0)
 #define CHECK_BYTES(a, b, n) check_bytes(__FILE__, __LINE__, #a " and " #b, a, b, n)
 

@@ -433,7 +433,8 @@ static void look_at_the_gate(struct crossing *c, unsigned threads)
 		uint64_t passed, sum = 0;
 
 		/* The lock says that the gate's owner lives. */
-		CHECK(!futex_lock(&c->clients->lock, futex_name(c->index, thread_id()), clients_holder_dead, c->clients));
+		CHECK(!futex_lock(&c->clients->lock, futex_name(c->index, thread_id()), clients_holder_dead,
+				  c->clients));
 		if (c->gated) {
 			gate_raise(c->clients);
 			CHECK(places_still(c->clients, 10 * SECOND));

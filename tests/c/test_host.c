@@ -925,7 +925,7 @@ static void come_and_go(void *arg, unsigned index)
 		}
 		return;
 	}
-	for (unsigned i = 0; i < ROUNDS(1500u); i++) {
+	for (unsigned i = 0; i < ROUNDS(400u); i++) {
 		cram_device *device;
 
 		CHECK_EQ(cram_open(coming->path, &device), 0);

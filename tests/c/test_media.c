@@ -65,9 +65,9 @@ static const char *find_fault(const struct pool *pool, uint64_t held)
 	if (count_bits(pool) != held)
 		return "the bitmap is not what is held";
 	for (uint64_t group = 0; group < pool->groups; group++) {
-		uint64_t n = 0;
+		uint64_t first = group * MEDIA_GROUP_WORDS, n = 0;
 
-		for (uint64_t i = group * MEDIA_GROUP_WORDS; i < (group + 1) * MEDIA_GROUP_WORDS && i < pool->words; i++)
+		for (uint64_t i = first; i < first + MEDIA_GROUP_WORDS && i < pool->words; i++)
 			n += (uint64_t)__builtin_popcountll(pool->media.bitmap[i]);
 		if (pool->media.groups[group] != n)
 			return "a group is not the sum of its words";

@@ -583,7 +583,7 @@ static void list_is_sorted(void)
 	device_close(&device, false);
 }
 
-/* A full list refuses an injection and changes nothing; dropped pages beyond it are counted, and poison all the same. */
+/* A full list refuses an injection and changes nothing; dropped pages beyond it are counted, and are poison too. */
 static void full_list_overflows(void)
 {
 	struct cram_params params = rig_params(4096);
@@ -770,7 +770,7 @@ static uint64_t model_errors(struct model *m)
 	return m->wrong;
 }
 
-/* Threads that store, load, drop and poison the same pages read what was stored last, or poison; little room or much. */
+/* Threads that store, load, drop and poison the same pages read what was stored last, or poison, with any room. */
 static void threads_read_what_was_stored_last(void)
 {
 	static const uint64_t reals[] = { 16 * PAGE_SIZE, MIB };

@@ -469,6 +469,22 @@ static void living_holder_keeps_its_page(void)
 	device_close(&device, false);
 }
 
+/* A lock bit by damage, in the name of a slot that nobody has, is taken for nobody's, and the page is intact. */
+static void lock_of_nobody_is_opened(void)
+{
+	static const uint64_t holders[] = { 1, 5, 63, 64, 255 };
+
+	for (unsigned i = 0; i < COUNT(holders); i++) {
+		struct device device;
+
+		create_plain(&device);
+		device.map.entries[HELD] |= ENTRY_LOCK | holders[i] << ENTRY_HOLDER_SHIFT;
+		CHECK(rig_holds(&device, HELD, 1));
+		check_plain(&device, PAGES);
+		device_close(&device, false);
+	}
+}
+
 static void claim_and_dirty(struct victim *victim)
 {
 	int claim;
@@ -905,6 +921,7 @@ static const struct test tests[] = {
 	TEST(held_page_is_released),
 	TEST(busy_page_becomes_poison),
 	TEST(living_holder_keeps_its_page),
+	TEST(lock_of_nobody_is_opened),
 	TEST(dirty_pages_of_the_dead_become_poison),
 	TEST(dirty_pages_of_the_living_are_kept),
 	TEST(table_lock_of_the_dead_is_taken),

@@ -4,15 +4,21 @@
  *
  *   sigbus DELIVERY HANDLER WHEN ACCESS OFFSET
  *
- * HANDLER is a row of the table below. WHEN it is installed: before the mapping, or after it and before a flush, a map
- * or a write-back; twice: after it, and once more, each before a flush. ACCESS: read or write, at OFFSET of a page whose
- * first line is poisoned, in a thread of its own; often: a thousand reads; file, sent: a SIGBUS that has nothing to do
- * with the device. The handlers print what they are told.
+ * HANDLER is a row of the table below, and prints what it is told. WHEN it is installed: before the mapping, or after
+ * it and before a flush, a map or a writeback; twice: after it, and once more, each before a flush. ACCESS, in a
+ * thread of its own:
+ *
+ *   read, write  at OFFSET of a page whose first line is poisoned
+ *   often        a thousand reads of it
+ *   together     20,000 reads by OFFSET threads at once, each of a page that is newly poisoned
+ *   file, sent   a SIGBUS that has nothing to do with the device
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -25,13 +31,15 @@
 #define DIRTY 100u
 #define INTACT 200u /* one that has not, and is not resident when a handler looks at it */
 #define VALUE 0x5a
-#define ROUNDS 1000
+#define ROUNDS 1000u
+#define SWEEPS 200u
+#define SWEEP 100u /* pages that are poisoned anew in each */
 
 static cram_device *device;
 static cram_map *map;
 static volatile uint8_t *memory;
 static volatile uint8_t *origin; /* what offsets are told from */
-static sigjmp_buf escape;
+static _Thread_local sigjmp_buf escape;
 static pid_t toucher;
 static struct sigaction before_us; /* what the program's handler replaced */
 
@@ -49,9 +57,9 @@ static void tell(const char *who, const siginfo_t *info)
 
 	if (++told > 10)
 		_exit(4);
-	printf("{\"who\": \"%s\", \"signal\": %d, \"code\": %d, \"offset\": %td, \"lsb\": %d, \"own_thread\": %s}\n", who,
-	       info->si_signo, info->si_code, (uint8_t *)info->si_addr - (uint8_t *)origin, info->si_addr_lsb,
-	       thread() == toucher ? "true" : "false");
+	printf("{\"who\": \"%s\", \"signal\": %d, \"code\": %d, \"offset\": %td, \"lsb\": %d, ", who, info->si_signo,
+	       info->si_code, (uint8_t *)info->si_addr - (uint8_t *)origin, info->si_addr_lsb);
+	printf("\"own_thread\": %s}\n", thread() == toucher ? "true" : "false");
 	fflush(stdout);
 }
 
@@ -73,7 +81,8 @@ static void jump_silently(int number, siginfo_t *info, void *context)
 
 static void jump_plain(int number)
 {
-	printf("{\"who\": \"plain\", \"signal\": %d, \"own_thread\": %s}\n", number, thread() == toucher ? "true" : "false");
+	printf("{\"who\": \"plain\", \"signal\": %d, \"own_thread\": %s}\n", number,
+	       thread() == toucher ? "true" : "false");
 	fflush(stdout);
 	siglongjmp(escape, 1);
 }
@@ -208,13 +217,69 @@ static void touch_often(void)
 {
 	volatile int caught = 0;
 
-	for (volatile int i = 0; i < ROUNDS; i++) {
+	for (volatile unsigned i = 0; i < ROUNDS; i++) {
 		if (sigsetjmp(escape, 1) == 0)
 			(void)memory[POISONED * PAGE + i];
 		else
 			caught++;
 	}
 	printf("{\"caught\": %d}\n", caught);
+}
+
+static pthread_barrier_t sweep;
+static _Atomic unsigned arrived[SWEEPS * SWEEP], caught_together;
+static unsigned together;
+
+/* Awake, so that all come close to one instant; and then so far apart that now this, now that falls between. */
+static void meet(unsigned round, uint64_t apart)
+{
+	atomic_fetch_add(&arrived[round], 1);
+	for (unsigned i = 0; atomic_load(&arrived[round]) < together; i++)
+		if (i % 4096 == 4095)
+			sched_yield();
+	for (volatile uint64_t i = 0; i < apart; i++)
+		;
+}
+
+static void *touch_together(void *argument)
+{
+	const uint64_t seed = (uintptr_t)argument << 32;
+
+	for (volatile unsigned i = 0; i < SWEEPS * SWEEP; i++) {
+		if (i % SWEEP == 0)
+			pthread_barrier_wait(&sweep);
+		meet(i, mix(seed + i) % 400);
+		if (sigsetjmp(escape, 1) == 0)
+			(void)memory[i % SWEEP * PAGE];
+		else
+			atomic_fetch_add(&caught_together, 1);
+		if (i % SWEEP == SWEEP - 1)
+			pthread_barrier_wait(&sweep);
+	}
+	return NULL;
+}
+
+static void touch_at_once(unsigned count)
+{
+	pthread_t threads[16];
+
+	if (count > 16)
+		exit(3);
+	together = count;
+	pthread_barrier_init(&sweep, NULL, count + 1);
+	for (uintptr_t i = 0; i < count; i++)
+		if (pthread_create(&threads[i], NULL, touch_together, (void *)i) != 0)
+			exit(3);
+	for (unsigned i = 0; i < SWEEPS; i++) {
+		cram_discard(device, 0, SWEEP * PAGE);
+		for (unsigned page = 0; page < SWEEP; page++)
+			must("cram_inject_poison", cram_inject_poison(device, page * PAGE));
+		pthread_barrier_wait(&sweep);
+		pthread_barrier_wait(&sweep);
+	}
+	for (unsigned i = 0; i < count; i++)
+		pthread_join(threads[i], NULL);
+	printf("{\"caught\": %u}\n", caught_together);
 }
 
 /* Installs the program's handler over ours, and does what has ours put back in front. */
@@ -260,7 +325,7 @@ int main(int argc, char **argv)
 	if (action == NULL)
 		return 3;
 	/* Who goes round in circles, even with all signals blocked, is ended. */
-	setrlimit(RLIMIT_CPU, &(struct rlimit){ 5, 5 });
+	setrlimit(RLIMIT_CPU, &(struct rlimit){ 20, 20 });
 	if (strcmp(when, "before") == 0) {
 		/* What a handler that chains comes upon. */
 		sigaction(SIGBUS, &(struct sigaction){ .sa_sigaction = jump, .sa_flags = SA_SIGINFO }, NULL);
@@ -276,13 +341,15 @@ int main(int argc, char **argv)
 		install_after(action, when);
 	if (strcmp(argv[4], "often") == 0)
 		touch_often();
+	else if (strcmp(argv[4], "together") == 0)
+		touch_at_once((unsigned)atoi(argv[5]));
 	else
 		run(touch_and_escape, argv);
 	if (strcmp(argv[2], "reset") == 0)
 		run(touch_and_escape, argv);
 	cram_map_read_stats(map, &stats);
-	printf("{\"intact\": %d, \"poison_faults\": %lu, \"restored\": %lu}\n", memory[INTACT * PAGE], stats.poison_faults,
-	       stats.handler_restored);
+	printf("{\"intact\": %d, \"poison_faults\": %lu, \"restored\": %lu}\n", memory[INTACT * PAGE],
+	       stats.poison_faults, stats.handler_restored);
 	fflush(stdout);
 	/* A handler that left by a jump has left nothing behind. */
 	cram_unmap(map);

@@ -8,10 +8,11 @@ import stat
 import subprocess
 
 import pytest
-from conftest import TIMEOUT, Server
+from servers import SMALL, TIMEOUT, Server, skip_unless_library
 from support import wait_until
 
 from cram_emu import Device
+from cram_emu.sysfs import fuse
 from cram_emu.sysfs.fuse import FusepyOperations
 from cram_emu.sysfs.table import Attribute, Table
 
@@ -81,8 +82,7 @@ class TestFiles:
         assert subprocess.run(echo).returncode == 0
         assert file.read_text() == "123\n"
         echo[3] = "1001"
-        refused = subprocess.run(echo, capture_output=True, text=True)
-        assert refused.returncode != 0 and "Invalid argument" in refused.stderr
+        assert subprocess.run(echo, stderr=subprocess.DEVNULL).returncode != 0
         assert file.read_text() == "123\n"
 
     def test_newline_or_nul(self, server: Server):
@@ -116,15 +116,17 @@ class TestDevices:
         assert not link.exists()
         server.write(f"{REGISTERS}/add", "32M 1M\n")
         assert (link / "ram/size").read_text() == "0x2000000\n"
-        held = open(link / "serial")
+        held = os.open(link / "serial", os.O_RDONLY)
         server.write(f"{REGISTERS}/remove", "mem1\n")
         # At once, though entries may be cached for a second.
         assert not os.path.lexists(link)
         assert not server.path("sys/devices/system/node/node2").exists()
         assert "mem1" not in os.listdir(server.path(REGISTERS))
-        with raises(errno.ENODEV):
-            held.read()
-        held.close()
+        try:
+            with raises(errno.ENODEV):
+                os.read(held, 4096)
+        finally:
+            os.close(held)
 
     def test_again_and_again(self, server: Server):
         for _ in range(20):
@@ -186,14 +188,10 @@ class TestPoll:
 
     @pytest.fixture
     def server(self, serve) -> Server:
-        from conftest import skip_unless_library
-
-        from cram_emu.sysfs import fuse
-
         skip_unless_library("mfusepy")
         if fuse.load("mfusepy").major < 3:
             pytest.skip("mfusepy has found libfuse2 only, which has no poll")
-        return serve("--advertised", "64M", "--real", "1M", "--fuse", "mfusepy")
+        return serve(*SMALL, "--fuse", "mfusepy")
 
     @staticmethod
     def changes(path: os.PathLike, cause) -> int:
