@@ -99,7 +99,10 @@ def _alone(where: Path) -> Iterator[Path]:
 
 def _sweep(where: Path) -> None:
     for path in where.glob(f"*{_SUFFIX}"):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its server has just released it
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
