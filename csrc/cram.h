@@ -17,7 +17,7 @@
  * Threads: every function may be called from any thread at any time, also while another thread closes the object. Only
  * cram_free() and cram_map_free() demand that all use of the handle has ended.
  *
- * Death: what a client that is killed had dirty is poison for the others, what it had clean stays. The up to 31 pages
+ * Death: what a client that is killed had dirty is poison for the others, what it had clean stays. The up to 63 pages
  * that follow a sequential writer count as dirty (dirty_frames).
  *
  * Fork: a child inherits nothing usable. Its copy of a mapping is gone (MADV_DONTFORK: touching it is a clean

@@ -43,7 +43,7 @@ struct device {
 	size_t scratch_stride;
 };
 
-#define DEVICE_BATCH 32u
+#define DEVICE_BATCH 64u
 #define DEVICE_WORK 8192u
 
 /* One thread's stay in the device: its place and private memory. */

@@ -48,28 +48,42 @@ static int fail_uffd(int error, bool monitored)
 	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerror(-error));
 }
 
-/* The memory itself: reserved, registered, kept from huge pages and from children. */
+/* Memory that the descriptor serves, kept from huge pages and from children. NULL, and *code says why. */
+static uint8_t *map_served(int uffd, uint64_t length, int *code)
+{
+	uint8_t *memory = memory_map(length, -1);
+
+	*code = memory == NULL ? -errno : 0;
+	if (memory == NULL)
+		return NULL;
+	madvise(memory, length, MADV_NOHUGEPAGE);
+	madvise(memory, length, MADV_DONTFORK);
+	*code = uffd_register(uffd, memory, length);
+	if (*code == 0)
+		return memory;
+	munmap(memory, length);
+	return NULL;
+}
+
+/* The memory itself, and where its frames rest between two pages. */
 static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
 {
 	struct pager *pager = &map->pager;
-	int code;
+	bool move;
+	int code = uffd_open(!monitored, &pager->uffd, &move);
 
-	pager->base = memory_map(length, -1);
-	if (pager->base == NULL)
-		return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes: %s", length,
-				 strerror(errno));
-	madvise(pager->base, length, MADV_NOHUGEPAGE);
-	madvise(pager->base, length, MADV_DONTFORK);
-	code = uffd_open(!monitored, &pager->uffd);
-	if (code == 0) {
-		code = uffd_register(pager->uffd, pager->base, length);
-		if (code != 0)
-			close(pager->uffd);
+	if (code != 0)
+		return fail_uffd(code, monitored);
+	pager->base = map_served(pager->uffd, length, &code);
+	if (pager->base == NULL) {
+		close(pager->uffd);
+		if (code == -ENOMEM)
+			return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
+		return fail_uffd(code, monitored);
 	}
-	if (code == 0)
-		return 0;
-	munmap(pager->base, length);
-	return fail_uffd(code, monitored);
+	/* Without them frames are copied. */
+	pager->spares = move ? map_served(pager->uffd, PAGER_SPARES, &code) : NULL;
+	return 0;
 }
 
 static void unmap_memory(struct cram_map *map)
@@ -77,6 +91,8 @@ static void unmap_memory(struct cram_map *map)
 	/* In this order: a thread that still waits for a page wakes when the descriptor closes, and must then find no
 	 * memory (SIGSEGV) rather than the kernel's zeros. */
 	munmap(map->pager.base, map->pager.pages << PAGE_SHIFT);
+	if (map->pager.spares != NULL)
+		munmap(map->pager.spares, PAGER_SPARES);
 	close(map->pager.uffd);
 }
 

@@ -2,16 +2,20 @@
 #define _GNU_SOURCE
 #include "pager.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "error.h"
 #include "memory.h"
+#include "thread.h"
 #include "uffd.h"
 
 /* Victims of one eviction. Many, so that most faults find room: the sweep costs one in so many of them a pause. */
 #define EVICT_BATCH 128u
+/* Fewer frames than these, or fewer in a row, are not worth moving: each call costs an interrupt of the other CPUs. */
+#define RECYCLE_MIN 8u
 /* Pages protected and compressed together by a flush. */
 #define FLUSH_BATCH 64u
 /* A gap of so many pages between victims ends a range that is protected as one: walking it would cost more. */
@@ -249,26 +253,73 @@ static bool store_frame(struct pager *pager, struct op *op, uint64_t page)
 	return stored;
 }
 
-/* Drops the frames of locked pages, which are clean, with one call for all. */
-static void drop_frames(struct pager *pager, const struct op *op, const struct batch *batch)
+/* Drops the frames of n locked pages, which are clean, with one call for all. */
+static void drop_frames(struct pager *pager, const struct op *op, const uint64_t *pages, unsigned n)
 {
 	struct iovec *ranges = work_of(op)->ranges;
-	int n = 0;
+	int runs = 0;
 
-	for (unsigned i = 0; i < batch->count; i++) {
-		uint8_t *frame = pager_frame(pager, batch->page[i]);
+	for (unsigned i = 0; i < n; i++) {
+		uint8_t *frame = pager_frame(pager, pages[i]);
 
-		if (n > 0 && (uint8_t *)ranges[n - 1].iov_base + ranges[n - 1].iov_len == frame)
-			ranges[n - 1].iov_len += PAGE_SIZE;
+		if (runs > 0 && (uint8_t *)ranges[runs - 1].iov_base + ranges[runs - 1].iov_len == frame)
+			ranges[runs - 1].iov_len += PAGE_SIZE;
 		else
-			ranges[n++] = (struct iovec){ frame, PAGE_SIZE };
+			ranges[runs++] = (struct iovec){ frame, PAGE_SIZE };
 	}
-	/* Should the kernel refuse, they stay: clean frames that hold the right bytes. */
-	if (n == 0 || uffd_drop(ranges, n) != 0)
+	if (runs == 0)
 		return;
-	for (unsigned i = 0; i < batch->count; i++)
-		pageset_remove(&pager->resident_set, batch->page[i]);
-	atomic_fetch_sub(&pager->resident, batch->count);
+	if (uffd_drop(ranges, runs) != 0) {
+		/* They stay: frames that hold the right bytes, and are protected as clean ones must be. */
+		for (int i = 0; i < runs; i++)
+			uffd_protect(pager->uffd, ranges[i].iov_base, ranges[i].iov_len, true);
+		return;
+	}
+	for (unsigned i = 0; i < n; i++)
+		pageset_remove(&pager->resident_set, pages[i]);
+	atomic_fetch_sub(&pager->resident, n);
+}
+
+static uint8_t *spares_of(const struct pager *pager, const struct op *op)
+{
+	return pager->spares + ((size_t)op->place * DEVICE_BATCH << PAGE_SHIFT);
+}
+
+/* Moves the frames of locked pages, which are clean, to the place's spare pages, as far as they come in long runs;
+ * returns how many. They still count as resident: they are the caller's. */
+static unsigned keep_frames(struct pager *pager, const struct op *op, const struct batch *batch)
+{
+	uint8_t *spares = spares_of(pager, op);
+	unsigned kept = 0;
+
+	while (kept < batch->count) {
+		uint64_t first = batch->page[kept];
+		unsigned n = 1, moved;
+		size_t bytes;
+
+		while (kept + n < batch->count && batch->page[kept + n] == first + n)
+			n++;
+		if (n < RECYCLE_MIN)
+			break;
+		uffd_move(pager->uffd, spares + ((size_t)kept << PAGE_SHIFT), pager_frame(pager, first),
+			  (size_t)n << PAGE_SHIFT, &bytes);
+		moved = (unsigned)(bytes >> PAGE_SHIFT);
+		for (unsigned i = 0; i < moved; i++)
+			pageset_remove(&pager->resident_set, first + i);
+		kept += moved;
+		if (moved < n)
+			break;
+	}
+	return kept;
+}
+
+/* Drops the place's spare pages from first to end. */
+static void drop_spares(struct pager *pager, const struct op *op, unsigned first, unsigned end)
+{
+	struct iovec range = { spares_of(pager, op) + ((size_t)first << PAGE_SHIFT), (size_t)(end - first) << PAGE_SHIFT };
+
+	if (first < end)
+		uffd_drop(&range, 1);
 }
 
 /* Writes back locked pages that stay resident, but those whose write the device dropped. Unlocks them all. */
@@ -291,25 +342,46 @@ static void clean_batch(struct pager *pager, struct op *op, const struct batch *
 			failed->page[failed->count++] = page;
 	}
 	if (failed->count > 0)
-		drop_frames(pager, op, failed);
+		drop_frames(pager, op, failed->page, failed->count);
 	count(&lane_of(pager, op)->written_back, written);
 	unlock_batch(pager, op, batch);
 }
 
-/* Writes back and drops locked pages, none of them pinned. Unlocks them all. */
-static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch)
+/* What a fault has to put its pages into. */
+struct supply {
+	bool recycle;    /* it may move the frames of victims */
+	bool alone;      /* no other thread touches the memory: see thread_alone() */
+	unsigned frames; /* reserved in the window */
+	unsigned spare;  /* so many of them lie in the first of the place's spare pages; 0: they are still to be made */
+};
+
+/* Asks for the first half of a frame that is looked at next: it has long left the caches, and the processor's own
+ * prefetching begins anew with each page. */
+static void expect_frame(const uint8_t *frame)
+{
+	for (unsigned i = 0; i < PAGE_SIZE / 2; i += 64)
+		__builtin_prefetch(frame + i);
+}
+
+/* Writes back locked pages, none of them pinned, and drops their frames or makes them spare ones. Unlocks the pages. */
+static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch, struct supply *supply)
 {
 	struct lane *lane = lane_of(pager, op);
 	unsigned written = 0;
 
-	protect_dirty(pager, op, batch);
+	if (!supply->alone)
+		protect_dirty(pager, op, batch);
 	for (unsigned i = 0; i < batch->count; i++) {
+		if (i + 1 < batch->count && is_dirty(pager, batch->page[i + 1]))
+			expect_frame(pager_frame(pager, batch->page[i + 1]));
 		if (is_dirty(pager, batch->page[i])) {
 			store_frame(pager, op, batch->page[i]);
 			written++;
 		}
 	}
-	drop_frames(pager, op, batch);
+	if (supply->recycle)
+		supply->spare = supply->frames = keep_frames(pager, op, batch);
+	drop_frames(pager, op, batch->page + supply->spare, batch->count - supply->spare);
 	count(&lane->written_back, written);
 	count(&lane->evicted, batch->count);
 	unlock_batch(pager, op, batch);
@@ -415,25 +487,41 @@ static bool take_frames(struct pager *pager, unsigned n)
 	return true;
 }
 
-/* Reserves up to want frames, at least one, evicting as needed; returns how many. */
-static unsigned reserve_frames(struct pager *pager, struct op *op, unsigned want)
+/* May frames be moved to where a fault needs so many, and with what care? */
+static struct supply plan_supply(const struct pager *pager, unsigned want, bool write)
+{
+	struct supply supply = { .recycle = pager->spares != NULL && want >= RECYCLE_MIN };
+
+	/* The kernel's own accesses, which a monitor answers, come from no thread of ours. */
+	supply.alone = supply.recycle && !pager->wake && thread_alone();
+	/* The race: another thread writes to a page between its arrival, writable, and its protection; we would take
+	 * it for clean. Pages brought in for writing are dirty and not protected. */
+	supply.recycle = supply.recycle && (write || supply.alone);
+	return supply;
+}
+
+/* Reserves up to want frames, at least one, evicting as needed. */
+static void reserve_frames(struct pager *pager, struct op *op, unsigned want, struct supply *supply)
 {
 	struct batch *batch = &work_of(op)->chosen;
 
 	while (!take_frames(pager, want)) {
-		choose_victims(pager, op, pager->batch, batch);
+		choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
 		if (batch->count > 0) {
-			evict_batch(pager, op, batch);
+			evict_batch(pager, op, batch, supply);
+			if (supply->spare > 0)
+				return;
 			continue;
 		}
 		/* All in other threads' hands, or pinned: take less, and let them go on. */
 		want = 1;
+		supply->recycle = false;
 		place_park(pager->device->clients, pager->device->client, op->place);
 		sleep_ns(20000);
 		while (!place_unpark(pager->device->clients, pager->device->client, op->place))
 			device_reap(pager->device, NULL);
 	}
-	return want;
+	supply->frames = want;
 }
 
 void pager_evict_all(struct pager *pager, struct op *op)
@@ -505,13 +593,13 @@ static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bo
 	}
 }
 
-/* Reads the locked page and those that follow into op->batch, locking them, as far as they are missing and whole;
- * returns how many, 0 when the page itself is poison. */
-static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsigned most)
+/* Reads the locked page and those that follow into `to`, locking them, as far as they are missing and whole; returns
+ * how many, 0 when the page itself is poison. */
+static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsigned most, uint8_t *to)
 {
 	unsigned n = 0;
 
-	if (device_load(op, dpa_page(pager, page), op->batch) != 0)
+	if (device_load(op, dpa_page(pager, page), to) != 0)
 		return 0;
 	for (n = 1; n < most && page + n < pager->pages; n++) {
 		uint64_t next = dpa_page(pager, page + n);
@@ -519,7 +607,7 @@ static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsign
 		if (!device_trylock_page(op, next))
 			break;
 		if (pager_resident(pager, page + n) || device_poisoned(op, next) ||
-		    device_load(op, next, op->batch + n * PAGE_SIZE) != 0) {
+		    device_load(op, next, to + n * PAGE_SIZE) != 0) {
 			device_unlock_page(op, next);
 			break;
 		}
@@ -538,13 +626,25 @@ static void uninstall(struct pager *pager, struct op *op, uint64_t page, unsigne
 	atomic_fetch_sub(&pager->resident, n);
 }
 
-/* Gives n locked, missing pages their frames. Brought in for writing they all count as dirty, so that a sequential
- * writer faults once for many. */
-static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n, bool write)
+/* Moves n filled frames into place; *filled: the bytes that are there, also after a failure. */
+static int move_frames(struct pager *pager, uint8_t *to, uint8_t *from, unsigned n, bool protect, size_t *filled)
+{
+	int code = uffd_move(pager->uffd, to, from, (size_t)n << PAGE_SHIFT, filled);
+
+	/* Until here a write would go unnoticed: who moves frames that are to be protected is alone (plan_supply()). */
+	if (protect && *filled > 0)
+		uffd_protect(pager->uffd, to, *filled, true);
+	return code;
+}
+
+/* Gives n locked, missing pages their frames, from copies or by moving. Brought in for writing they all count as dirty,
+ * so that a sequential writer faults once for many. */
+static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n, bool write, uint8_t *from, bool move)
 {
 	uint32_t number = atomic_fetch_add(&pager->installs, 1);
-	size_t filled;
-	int code;
+	uint8_t *to = pager_frame(pager, page);
+	size_t filled = 0, copied = 0;
+	int code = -EBUSY;
 
 	atomic_store(&pager->recent[number % PAGER_RECENT], page << 8 | n);
 	for (unsigned i = 0; i < n; i++) {
@@ -552,12 +652,17 @@ static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n
 		if (write)
 			note_dirty(pager, op, page + i);
 		pageset_add(&pager->resident_set, page + i);
-		/* What fault-around brought in has yet to prove its use. */
-		set_referenced(pager, page + i, i == 0);
+		/* What a stream brings in has yet to prove its use. */
+		set_referenced(pager, page + i, n == 1);
 	}
-	code = uffd_copy(pager->uffd, pager_frame(pager, page), op->batch, (size_t)n << PAGE_SHIFT, !write, &filled);
+	if (move)
+		code = move_frames(pager, to, from, n, !write, &filled);
+	if (code != 0)
+		code = uffd_copy(pager->uffd, to + filled, from + filled, ((size_t)n << PAGE_SHIFT) - filled, !write, &copied);
+	if (move)
+		drop_spares(pager, op, (unsigned)(filled >> PAGE_SHIFT), n);
 	if (code != 0) {
-		unsigned done = (unsigned)(filled >> PAGE_SHIFT);
+		unsigned done = (unsigned)((filled + copied) >> PAGE_SHIFT);
 
 		uninstall(pager, op, page + done, n - done, write);
 		return done > 0 ? 0 : code;
@@ -570,15 +675,19 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 	struct lane *lane = lane_of(pager, op);
 	struct stream *stream = find_stream(lane, page);
 	unsigned want = stream->depth < pager->batch ? stream->depth : pager->batch;
-	unsigned reserved = reserve_frames(pager, op, want);
+	struct supply supply = plan_supply(pager, want, write);
 	enum fault_result result = FAULT_DONE;
+	uint8_t *frames;
 	unsigned n = 0;
 
+	reserve_frames(pager, op, want, &supply);
+	frames = supply.spare > 0 ? spares_of(pager, op) : op->batch;
 	device_lock_page(op, dpa_page(pager, page));
 	stream->next = page + 1;
 	if (pager_resident(pager, page)) {
 		fault_resident(pager, op, page, write, stream);
-	} else if (device_poisoned(op, dpa_page(pager, page)) || (n = gather(pager, op, page, reserved)) == 0) {
+	} else if (device_poisoned(op, dpa_page(pager, page)) ||
+		   (n = gather(pager, op, page, supply.frames, frames)) == 0) {
 		result = FAULT_POISON;
 		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
 		if (pager->wake)
@@ -589,14 +698,15 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		if (n > 1)
 			count(&lane->prefetched, n - 1);
 		stream->next = page + n;
-		if (install(pager, op, page, n, write) != 0)
+		if (install(pager, op, page, n, write, frames, supply.spare > 0) != 0)
 			result = FAULT_FAILED;
 	}
 	for (unsigned i = 1; i < n; i++)
 		device_unlock_page(op, dpa_page(pager, page + i));
 	device_unlock_page(op, dpa_page(pager, page));
-	if (reserved > n)
-		atomic_fetch_sub(&pager->resident, reserved - n);
+	drop_spares(pager, op, n, supply.spare);
+	if (supply.frames > n)
+		atomic_fetch_sub(&pager->resident, supply.frames - n);
 	return result;
 }
 

@@ -55,6 +55,7 @@ struct pager {
 	uint64_t pages;
 	uint64_t first;       /* DPA of the first page, in pages */
 	int uffd;
+	uint8_t *spares;      /* DEVICE_BATCH pages a place, empty but during an eviction; NULL: frames cannot be moved */
 	bool wake;            /* somebody may sleep on a page that turns out to be there (monitor delivery) */
 	bool timed;           /* a periodic write-back wants to hear of the first dirty frame */
 	uint64_t window;      /* frames at most */
@@ -85,7 +86,9 @@ struct pager {
 	struct lane lanes[PLACES_MAX];
 };
 
-/* Sets up the tables of a mapping; base and uffd are the caller's. CRAM_ENOMEM. pager must be zeroed. */
+#define PAGER_SPARES ((size_t)PLACES_MAX * DEVICE_BATCH << PAGE_SHIFT)
+
+/* Sets up the tables of a mapping; base, uffd and spares (PAGER_SPARES bytes, registered) are the caller's. CRAM_ENOMEM. pager must be zeroed. */
 int pager_init(struct pager *pager);
 void pager_deinit(struct pager *pager);
 

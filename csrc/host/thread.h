@@ -6,9 +6,14 @@
 #define CRAM_THREAD_H
 
 #include <pthread.h>
+#include <stdbool.h>
 
 /* Starts a thread with every signal blocked, so that the program's handlers run in its own threads. CRAM_ENOMEM,
  * naming it as what. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *what);
+/* Asked by a thread of the program with signals blocked: is it the only one, apart from those started here, and so for
+ * as long as it does not go on? False when /proc cannot tell. A process that shares the memory without being a thread
+ * (CLONE_VM alone) is not seen. Async-signal-safe. */
+bool thread_alone(void);
 
 #endif

@@ -26,6 +26,15 @@ struct uffdio_poison {
 #endif
 #ifndef UFFD_FEATURE_MOVE
 #define UFFD_FEATURE_MOVE (1 << 16)
+#define _UFFDIO_MOVE 0x05
+struct uffdio_move {
+	uint64_t dst;
+	uint64_t src;
+	uint64_t len;
+	uint64_t mode;
+	int64_t move;
+};
+#define UFFDIO_MOVE _IOWR(UFFDIO, _UFFDIO_MOVE, struct uffdio_move)
 #endif
 
 static int uffd_ioctl(int fd, unsigned long request, void *argument)
@@ -70,23 +79,31 @@ static int handshake(int fd, uint64_t features, uint64_t *offered)
 	return code;
 }
 
-int uffd_open(bool sigbus, int *fd)
+/* A descriptor with these features, which can be asked for but once. */
+static int open_with(uint64_t features, bool user_mode, int *fd)
 {
-	uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EXACT_ADDRESS;
 	int code;
 
-	features |= sigbus ? UFFD_FEATURE_SIGBUS : UFFD_FEATURE_POISON;
 	*fd = open_descriptor(O_CLOEXEC | O_NONBLOCK);
-	if (*fd < 0 && sigbus)
+	if (*fd < 0 && user_mode)
 		*fd = open_descriptor(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (*fd < 0)
 		return *fd;
 	code = handshake(*fd, features, NULL);
-	if (code != 0) {
-		close(*fd);
-		return -ENOSYS;
-	}
-	return 0;
+	if (code == 0)
+		return 0;
+	close(*fd);
+	return -ENOSYS;
+}
+
+int uffd_open(bool sigbus, int *fd, bool *move)
+{
+	uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EXACT_ADDRESS |
+			    (sigbus ? UFFD_FEATURE_SIGBUS : UFFD_FEATURE_POISON);
+	int code = open_with(features | UFFD_FEATURE_MOVE, sigbus, fd);
+
+	*move = code == 0;
+	return code == -ENOSYS ? open_with(features, sigbus, fd) : code;
 }
 
 int uffd_register(int fd, void *start, size_t length)
@@ -112,6 +129,25 @@ int uffd_copy(int fd, void *to, const void *from, size_t length, bool protect, s
 		if (code == 0 && *done >= length)
 			return 0;
 		/* A partial copy, or the address space is changing (fork, munmap elsewhere): go on. */
+		if (code != 0 && code != -EAGAIN)
+			return code;
+	}
+}
+
+int uffd_move(int fd, void *to, void *from, size_t length, size_t *done)
+{
+	*done = 0;
+	for (;;) {
+		struct uffdio_move m = { .dst = (uintptr_t)to + *done,
+					 .src = (uintptr_t)from + *done,
+					 .len = length - *done };
+		int code = uffd_ioctl(fd, UFFDIO_MOVE, &m);
+
+		if (code == 0 || m.move > 0)
+			*done += (size_t)m.move;
+		if (code == 0 && *done >= length)
+			return 0;
+		/* As for a copy; or the kernel holds a page locked for a moment. */
 		if (code != 0 && code != -EAGAIN)
 			return code;
 	}

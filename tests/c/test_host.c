@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
 #include "check.h"
 #include "children.h"
@@ -24,6 +25,8 @@
 #define MIB (1ull << 20)
 #define PAGE 4096u
 #define WINDOW (64u << 10)
+/* Wide enough for the frames of whole streams to be moved. */
+#define WIDE_WINDOW (2 * MIB)
 
 struct world {
 	cram_device *device;
@@ -34,11 +37,11 @@ struct world {
 
 static const uint32_t deliveries[] = { CRAM_INLINE, CRAM_MONITOR };
 
-static void open_world(struct world *world, uint64_t advertised, uint64_t real, uint32_t delivery,
-		       uint32_t writeback_ms)
+static void open_wide_world(struct world *world, uint64_t advertised, uint64_t real, uint32_t delivery,
+			    uint32_t writeback_ms, uint64_t window)
 {
 	struct cram_params params = { .advertised = advertised, .real = real };
-	struct cram_map_params map = { .length = advertised, .window = WINDOW, .delivery = delivery,
+	struct cram_map_params map = { .length = advertised, .window = window, .delivery = delivery,
 				       .writeback_ms = writeback_ms };
 
 	cram_params_default(&params);
@@ -47,6 +50,12 @@ static void open_world(struct world *world, uint64_t advertised, uint64_t real, 
 	CHECK_EQ(cram_map_create(world->device, &map, &world->map), 0);
 	world->memory = cram_map_address(world->map);
 	world->pages = advertised / PAGE;
+}
+
+static void open_world(struct world *world, uint64_t advertised, uint64_t real, uint32_t delivery,
+		       uint32_t writeback_ms)
+{
+	open_wide_world(world, advertised, real, delivery, writeback_ms, WINDOW);
 }
 
 static void unmap_world(struct world *world)
@@ -113,6 +122,14 @@ static void write_memory(struct world *world, uint64_t page, unsigned version, u
 	copy_unseen(page_at(world, page), bytes, PAGE);
 }
 
+/* Writes the pages from `first` on, twice: a sweep that passes once only spends the others' second chance. */
+static void sweep_memory(struct world *world, uint64_t first, unsigned version)
+{
+	for (unsigned pass = 0; pass < 2; pass++)
+		for (uint64_t page = first; page < world->pages; page++)
+			write_memory(world, page, version, 40);
+}
+
 static bool memory_holds(const struct world *world, uint64_t page, unsigned version, unsigned noise)
 {
 	uint8_t bytes[PAGE], found[PAGE];
@@ -120,6 +137,20 @@ static bool memory_holds(const struct world *world, uint64_t page, unsigned vers
 	make_page(bytes, page, version, noise);
 	copy_unseen(found, page_at(world, page), PAGE);
 	return memcmp(found, bytes, PAGE) == 0;
+}
+
+/* As the kernel counts them. */
+static uint64_t resident_pages(const struct world *world)
+{
+	uint64_t n = 0;
+
+	for (uint64_t page = 0; page < world->pages; page++) {
+		unsigned char there;
+
+		CHECK_EQ(mincore(page_at(world, page), PAGE, &there), 0);
+		n += there & 1;
+	}
+	return n;
 }
 
 static bool device_holds(const struct world *world, uint64_t page, unsigned version, unsigned noise)
@@ -240,8 +271,7 @@ static void changed_page_is_seen(void)
 
 		open_world(&world, MIB, MIB, deliveries[i], 0);
 		write_memory(&world, 0, 0, 40);
-		for (uint64_t page = 1; page < world.pages; page++)
-			write_memory(&world, page, 0, 1);
+		sweep_memory(&world, 1, 0);
 		info = info_of(&world, 0);
 		CHECK_EQ(info.resident, 0);
 		CHECK_EQ(pread(cram_fd(world.device), &byte, 1, (off_t)info.media), 1);
@@ -249,7 +279,44 @@ static void changed_page_is_seen(void)
 		CHECK_EQ(pwrite(cram_fd(world.device), &byte, 1, (off_t)info.media), 1);
 		CHECK(access_traps(page_at(&world, 0), false));
 		CHECK_EQ(registers_of(&world).media_errors, 1);
-		CHECK(memory_holds(&world, 1, 0, 1));
+		CHECK(memory_holds(&world, 1, 0, 40));
+		close_world(&world);
+	}
+}
+
+/* Streams of writes and reads, whose frames are moved from page to page, keep every page; so do writes to pages that a
+ * stream of reads has brought in, and reads of pages that the device dropped. */
+static void streams_keep_pages(void)
+{
+	for (unsigned i = 0; i < COUNT(deliveries); i++) {
+		struct cram_map_stats stats;
+		struct world world;
+
+		open_wide_world(&world, 16 * MIB, 16 * MIB, deliveries[i], 0, WIDE_WINDOW);
+		for (uint64_t page = 0; page < world.pages; page++)
+			write_memory(&world, page, 0, page % NOISE_MAX);
+		for (uint64_t page = 0; page < world.pages; page++)
+			CHECK(memory_holds(&world, page, 0, page % NOISE_MAX));
+		for (uint64_t page = 0; page < world.pages; page++) {
+			CHECK(memory_holds(&world, page, 0, page % NOISE_MAX));
+			if (page % 3 == 0)
+				write_memory(&world, page, 1, page % NOISE_MAX);
+		}
+		/* A page in the way of a stream: what the fault had prepared for it must not stay behind. */
+		CHECK_EQ(cram_inject_poison(world.device, 70 * PAGE), 0);
+		CHECK(access_traps(page_at(&world, 70), false));
+		for (uint64_t page = 0; page < world.pages; page++)
+			CHECK(page == 70 || memory_holds(&world, page, page % 3 == 0, page % NOISE_MAX));
+		/* A monitor lets the program go on before it has counted. */
+		while (stats_of(&world).resident != resident_pages(&world))
+			sched_yield();
+		stats = stats_of(&world);
+		CHECK_LE(stats.resident, stats.window);
+		CHECK(stats.prefetched > 3 * world.pages / 2);
+		unmap_world(&world);
+		for (uint64_t page = 0; page < world.pages; page++)
+			CHECK(page == 70 || device_holds(&world, page, page % 3 == 0, page % NOISE_MAX));
+		CHECK_EQ(registers_of(&world).dirty_frames, 0);
 		close_world(&world);
 	}
 }
@@ -447,8 +514,7 @@ static void pinned_pages_stay(void)
 		write_memory(&world, 4, 1, 40);
 		CHECK_EQ(cram_pin(world.map, 4 * PAGE + 1, PAGE), 0);
 		CHECK_EQ(cram_pin(world.map, 4 * PAGE, PAGE), 0);
-		for (uint64_t page = 10; page < world.pages; page++)
-			write_memory(&world, page, 1, 40);
+		sweep_memory(&world, 10, 1);
 		CHECK_EQ(info_of(&world, 4).resident, 1);
 		CHECK_EQ(info_of(&world, 5).resident, 1);
 		CHECK_EQ(cram_inject_poison(world.device, 4 * PAGE), CRAM_EBUSY);
@@ -457,14 +523,12 @@ static void pinned_pages_stay(void)
 		CHECK_EQ(info_of(&world, 4).dirty, 1);
 		CHECK_EQ(cram_unpin(world.map, 4 * PAGE, 3 * PAGE), CRAM_EINVAL);
 		CHECK_EQ(cram_unpin(world.map, 4 * PAGE + 1, PAGE), 0);
-		for (uint64_t page = 10; page < world.pages; page++)
-			write_memory(&world, page, 2, 40);
+		sweep_memory(&world, 10, 2);
 		CHECK_EQ(info_of(&world, 4).resident, 1);
 		CHECK_EQ(info_of(&world, 5).resident, 0);
 		CHECK_EQ(cram_unpin(world.map, 4 * PAGE, PAGE), 0);
 		CHECK_EQ(cram_unpin(world.map, 4 * PAGE, PAGE), CRAM_EINVAL);
-		for (uint64_t page = 10; page < world.pages; page++)
-			write_memory(&world, page, 3, 40);
+		sweep_memory(&world, 10, 3);
 		CHECK_EQ(info_of(&world, 4).resident, 0);
 		CHECK(memory_holds(&world, 4, 1, 40));
 		CHECK_EQ(cram_pin(world.map, 0, WINDOW), CRAM_ENOMEM);
@@ -547,6 +611,64 @@ static void run_crowd(struct crowd *crowd, uint32_t delivery, bool meddle)
 	crowd->at_work = WRITERS;
 	crowd->meddle = meddle;
 	run_threads(WRITERS + 1, live_in_memory, crowd);
+}
+
+#define STREAM_PAGES 2048u
+#define AHEAD 64u
+
+struct stream_race {
+	struct world world;
+	_Atomic uint64_t reader;
+	_Atomic bool done;
+	uint64_t expected[STREAM_PAGES]; /* the writer's */
+};
+
+/* One thread reads in sequence, another writes where the reader's pages are about to arrive. */
+static void race_a_stream(void *arg, unsigned index)
+{
+	struct stream_race *race = arg;
+	uint64_t state = 7;
+
+	if (index == 0) {
+		for (unsigned pass = 0; pass < ROUNDS(32u); pass++) {
+			for (uint64_t page = 0; page < STREAM_PAGES; page++) {
+				load_unseen((uint64_t *)page_at(&race->world, page));
+				race->reader = page;
+			}
+		}
+		race->done = true;
+		return;
+	}
+	for (uint64_t n = 1; !race->done; n++) {
+		uint64_t page;
+
+		/* At any moment of a fault: who has met a missing page sleeps through the moment that counts. */
+		for (uint64_t spins = random_below(&state, 1500); spins > 0; spins--)
+			__builtin_ia32_pause();
+		page = (race->reader + random_below(&state, AHEAD)) % STREAM_PAGES;
+		store_unseen((uint64_t *)page_at(&race->world, page) + 8, n);
+		race->expected[page] = n;
+	}
+}
+
+/* The race: a page that a stream of reads brings in is written to before it is protected. No such write is lost. */
+static void streams_lose_no_write(void)
+{
+	for (unsigned i = 0; i < COUNT(deliveries); i++) {
+		struct stream_race race = { .reader = 0 };
+		uint64_t words[WORDS];
+
+		open_wide_world(&race.world, STREAM_PAGES * PAGE, STREAM_PAGES * PAGE, deliveries[i], 0, WIDE_WINDOW);
+		run_threads(2, race_a_stream, &race);
+		for (uint64_t page = 0; page < STREAM_PAGES; page++)
+			CHECK_EQ(load_unseen((uint64_t *)page_at(&race.world, page) + 8), race.expected[page]);
+		unmap_world(&race.world);
+		for (uint64_t page = 0; page < STREAM_PAGES; page++) {
+			CHECK_EQ(cram_read_page(race.world.device, page * PAGE, words), 0);
+			CHECK_EQ(words[8], race.expected[page]);
+		}
+		close_world(&race.world);
+	}
 }
 
 /* Threads that fault, write, flush and evict at once, with the periodic write-back between them, lose no write. */
@@ -965,6 +1087,15 @@ static void on_interrupt(int number, siginfo_t *info, void *context)
 		atomic_fetch_add(&signals[info->si_value.sival_int - CRAM_LTHRESH], 1);
 }
 
+/* One by one: of two that are pending at once thread sanitizer delivers one. */
+static void await_signals(unsigned which, uint32_t n)
+{
+	for (unsigned wait = 0; signals[which] < n; wait++) {
+		CHECK_COMPARE(wait, <, 20000);
+		usleep(500);
+	}
+}
+
 /* A crossing arrives as an event, on the eventfd and as a signal with the vector, each once. */
 static void crossing_interrupts(void)
 {
@@ -986,7 +1117,9 @@ static void crossing_interrupts(void)
 			make_page(bytes, page, round, NOISE_MAX);
 			cram_write_page(device, page * PAGE, bytes);
 		}
+		await_signals(0, round);
 		cram_discard(device, 0, 16 * PAGE);
+		await_signals(1, round);
 		for (unsigned vector = CRAM_LTHRESH; vector <= CRAM_HTHRESH; vector++) {
 			CHECK_EQ(cram_event_wait(device, &sequence, 5000, &event), 0);
 			CHECK_EQ(event.vector, vector);
@@ -995,10 +1128,6 @@ static void crossing_interrupts(void)
 		}
 		CHECK_EQ(sequence, 2 * round);
 		CHECK_EQ(cram_event_wait(device, &sequence, 0, &event), CRAM_ETIMEDOUT);
-		for (unsigned wait = 0; signals[0] < round || signals[1] < round; wait++) {
-			CHECK_COMPARE(wait, <, 20000);
-			usleep(500);
-		}
 	}
 	CHECK_EQ(signals[0], 5);
 	CHECK_EQ(signals[1], 5);
@@ -1097,6 +1226,7 @@ static void encoding_is_the_devices(void)
 static const struct test tests[] = {
 	TEST(memory_keeps_pages),
 	TEST(changed_page_is_seen),
+	TEST(streams_keep_pages),
 	TEST(page_functions_use_the_frame),
 	TEST(write_back_cleans),
 	TEST(overflow_traps),
@@ -1104,6 +1234,7 @@ static const struct test tests[] = {
 	TEST(threads_trap_by_themselves),
 	TEST(unhandled_poison_kills),
 	TEST(pinned_pages_stay),
+	TEST(streams_lose_no_write),
 	TEST(threads_lose_no_write),
 	TEST(lost_writes_are_seen),
 	TEST(mapped_range_is_exclusive),
