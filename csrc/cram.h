@@ -202,7 +202,7 @@ struct cram_poison_record {
  * CRAM_EINVAL: not a multiple of 64 or past the capacity. Inject: CRAM_EBUSY when the list is full (nothing
  * changed); poisoning twice is fine. Clear writes zeros to the 64 bytes; a line that is not poisoned is zeroed
  * too, as the CXL command does. A frame that holds the page, in this or another process, is written back and
- * dropped first; CRAM_ETIMEDOUT when its process does not answer. */
+ * dropped first; CRAM_ETIMEDOUT when its process does not answer: nothing changes then, unless it had begun. */
 int cram_inject_poison(cram_device *device, uint64_t dpa);
 int cram_clear_poison(cram_device *device, uint64_t dpa);
 /* Copies at most n records in ascending order of dpa, returns how many there are. */

@@ -149,7 +149,8 @@ int clients_join(struct clients *clients)
 		atomic_store(&client->dirty_frames, 0);
 		/* Who still waits for the slot's last owner is told to look again. Its lock is the asker's to release. */
 		atomic_store(&client->mailbox.result, CRAM_ENOENT);
-		atomic_store(&client->mailbox.answered, atomic_load(&client->mailbox.asked));
+		atomic_fetch_and(&client->mailbox.request, ~REQUEST_KIND_MASK);
+		atomic_store(&client->mailbox.answered, request_number(atomic_load(&client->mailbox.request)));
 		for (unsigned j = 0; j < CLAIMS_MAX; j++)
 			atomic_store(&client->claims[j].count, 0);
 		for (unsigned j = 0; j < PLACES_MAX; j++)

@@ -39,15 +39,26 @@ struct claim {
 
 enum request_kind { REQUEST_NONE = 0, REQUEST_INJECT = 1, REQUEST_CLEAR = 2 };
 
-/* One request at a time; the asker holds the lock from asking until it has read the answer. */
+/* A request in one word, so that nobody reads the half of one and the half of the next: the kind, from bit 0; the line
+ * (dpa / 64); and its number, from REQUEST_NUMBER_SHIFT. Who takes or withdraws it replaces the kind by none. */
+#define REQUEST_KIND_MASK 3ull
+#define REQUEST_LINE_SHIFT 2
+#define REQUEST_LINE_MASK ((1ull << 34) - 1)
+#define REQUEST_NUMBER_SHIFT 36
+#define REQUEST_NUMBER_MASK ((1u << 28) - 1)
+
+/* One request at a time; the asker holds the lock from asking until it has read the answer, or withdrawn. */
 struct mailbox {
 	struct futex_lock lock;
-	_Atomic uint32_t asked;    /* sequence of the newest request */
-	_Atomic uint32_t answered; /* sequence of the newest answer; a futex */
-	_Atomic uint32_t kind;
-	_Atomic uint64_t dpa;
+	_Atomic uint64_t request;  /* the newest */
+	_Atomic uint32_t answered; /* number of the newest answer; a futex */
 	_Atomic int32_t result;
 };
+
+static inline uint32_t request_number(uint64_t request)
+{
+	return (uint32_t)(request >> REQUEST_NUMBER_SHIFT);
+}
 
 struct client {
 	_Alignas(64) _Atomic uint32_t pid; /* 0: free slot */

@@ -374,6 +374,13 @@ int device_reap(struct device *device, uint32_t *dead)
 	return code;
 }
 
+/* Takes what is in the mailbox, unless somebody has: the owner to carry it out, or who asked to withdraw it. */
+static bool take(struct mailbox *mailbox, uint64_t request)
+{
+	return (request & REQUEST_KIND_MASK) != REQUEST_NONE &&
+	       atomic_compare_exchange_strong(&mailbox->request, &request, request & ~REQUEST_KIND_MASK);
+}
+
 int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
 {
 	uint64_t deadline = now_ns() + REQUEST_TIMEOUT_NS;
@@ -382,15 +389,16 @@ int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
 	struct client *client;
 	struct mailbox *mailbox;
 	int code = CRAM_ETIMEDOUT;
+	uint64_t request;
 
 	if (owner < 0 || owner == (int)device->client)
 		return CRAM_ENOENT;
 	client = &device->clients->table[owner];
 	mailbox = &client->mailbox;
 	device_lock(device, &mailbox->lock);
-	mailbox->kind = kind;
-	mailbox->dpa = dpa;
-	number = atomic_fetch_add(&mailbox->asked, 1) + 1;
+	number = (request_number(atomic_load(&mailbox->request)) + 1) & REQUEST_NUMBER_MASK;
+	request = (uint64_t)number << REQUEST_NUMBER_SHIFT | dpa / LINE_SIZE << REQUEST_LINE_SHIFT | kind;
+	atomic_store(&mailbox->request, request);
 	client_ring(client);
 	while ((answered = atomic_load(&mailbox->answered)) != number && now_ns() < deadline) {
 		if (!futex_wait(&mailbox->answered, answered, REQUEST_LIVENESS_NS) && client_dead(client))
@@ -398,6 +406,9 @@ int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
 	}
 	if (answered == number)
 		code = mailbox->result;
+	else
+		/* The owner may go on later, when nobody expects it any more. */
+		take(mailbox, request);
 	futex_unlock(&mailbox->lock);
 	if (answered != number && client_dead(client)) {
 		code = device_reap(device, NULL);
@@ -409,16 +420,17 @@ int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
 	return code;
 }
 
-uint32_t device_next_request(struct device *device, uint32_t last, enum request_kind *kind, uint64_t *dpa)
+bool device_take_request(struct device *device, struct request *request)
 {
 	struct mailbox *mailbox = &device->self->mailbox;
-	uint32_t asked = atomic_load(&mailbox->asked);
+	uint64_t word = atomic_load(&mailbox->request);
 
-	if (asked != last) {
-		*kind = mailbox->kind;
-		*dpa = mailbox->dpa;
-	}
-	return asked;
+	if (!take(mailbox, word))
+		return false;
+	request->number = request_number(word);
+	request->kind = (enum request_kind)(word & REQUEST_KIND_MASK);
+	request->dpa = (word >> REQUEST_LINE_SHIFT & REQUEST_LINE_MASK) * LINE_SIZE;
+	return true;
 }
 
 void device_answer(struct device *device, uint32_t number, int result)

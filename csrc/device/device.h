@@ -103,11 +103,18 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 			  uint32_t low_ratio, uint32_t high_ratio);
 /* Compares the levels with the thresholds and raises what is due. */
 void device_evaluate_alerts(struct device *device);
-/* Asks the client that owns the page at dpa to carry out a request, and waits for its answer. CRAM_ENOENT: nobody
- * else owns it (any more); CRAM_ETIMEDOUT. */
+/* Asks the client that owns the line at dpa to carry out a request, and waits for its answer. CRAM_ENOENT: nobody else
+ * owns it (any more). CRAM_ETIMEDOUT: withdrawn, unless the owner had begun with it. */
 int device_request(struct device *device, enum request_kind kind, uint64_t dpa);
-/* The owner's side: the number of the newest request; when it is not last, what it asks. */
-uint32_t device_next_request(struct device *device, uint32_t last, enum request_kind *kind, uint64_t *dpa);
+
+struct request {
+	uint32_t number;
+	enum request_kind kind;
+	uint64_t dpa;
+};
+
+/* The owner's side: takes the request that waits, if one does; the owner answers it. */
+bool device_take_request(struct device *device, struct request *request);
 void device_answer(struct device *device, uint32_t number, int result);
 /* The first page at or after this one that the page map may hold something of; the number of pages when none. */
 uint64_t device_next_used(const struct device *device, uint64_t page);

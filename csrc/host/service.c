@@ -46,23 +46,18 @@ static void *serve(void *argument)
 	struct service *service = argument;
 	struct device *device = service->device;
 	_Atomic uint32_t *bell = &device->self->bell;
-	uint32_t last_request = atomic_load(&device->self->mailbox.answered);
 
 	atomic_store(&device->self->keeper, thread_id());
 	while (!atomic_load(&service->stop)) {
 		/* Read before looking: what comes after changes the bell, and the wait returns at once. */
 		uint32_t rung = atomic_load(bell);
-		enum request_kind kind;
-		uint32_t request;
-		uint64_t dpa;
+		struct request request;
 		int wait_ms;
 
 		service->last_event = raise_new(service, service->last_event);
-		request = device_next_request(device, last_request, &kind, &dpa);
-		if (request != last_request) {
-			last_request = request;
-			device_answer(device, request, service->ops->request(service->owner, kind, dpa));
-		}
+		if (device_take_request(device, &request))
+			device_answer(device, request.number,
+				      service->ops->request(service->owner, request.kind, request.dpa));
 		wait_ms = service->ops->write_back(service->owner, now_ns());
 		if (!atomic_load(&service->stop))
 			futex_wait(bell, rung, wait_ms < 0 ? -1 : (int64_t)wait_ms * 1000000);

@@ -92,7 +92,7 @@ static void slot_is_left_clean(void)
 		CHECK_EQ(place_enter(clients, 0, i), i);
 	place_park(clients, 0, 5);
 	client->dirty_frames = 7;
-	client->mailbox.asked = 9;
+	client->mailbox.request = 9ull << REQUEST_NUMBER_SHIFT | REQUEST_CLEAR;
 	client->mailbox.answered = 8;
 	clients_leave(clients, 0);
 	CHECK(client_dead(client));
@@ -101,7 +101,8 @@ static void slot_is_left_clean(void)
 	CHECK_EQ(clients_owner(clients, 5), -1);
 	CHECK_EQ(client->claim_count, 0);
 	CHECK_EQ(client->dirty_frames, 0);
-	CHECK_EQ(client->mailbox.asked, client->mailbox.answered);
+	CHECK_EQ(client->mailbox.request, 9ull << REQUEST_NUMBER_SHIFT);
+	CHECK_EQ(client->mailbox.answered, 9);
 	for (unsigned i = 0; i < PLACES_MAX; i++)
 		CHECK_EQ(client->places[i].word, 0);
 	CHECK_EQ(clients_claim(clients, 0, 0, 1), 0);

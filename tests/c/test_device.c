@@ -97,22 +97,17 @@ struct asking {
 static void *serve_requests(void *arg)
 {
 	struct asking *a = arg;
-	uint32_t last = a->owner.self->mailbox.answered;
+	struct request request;
 
 	while (!atomic_load(&a->stop)) {
-		enum request_kind kind;
-		uint64_t dpa;
-		uint32_t number = device_next_request(&a->owner, last, &kind, &dpa);
-
-		if (number == last) {
+		if (!device_take_request(&a->owner, &request)) {
 			usleep(100);
 			continue;
 		}
-		last = number;
-		CHECK_EQ(kind, REQUEST_CLEAR);
-		CHECK_EQ(dpa % 128, 64);
+		CHECK_EQ(request.kind, REQUEST_CLEAR);
+		CHECK_EQ(request.dpa % 128, 64);
 		a->served++;
-		device_answer(&a->owner, number, -(int)(dpa / 128));
+		device_answer(&a->owner, request.number, -(int)(request.dpa / 128));
 	}
 	return NULL;
 }
@@ -150,10 +145,12 @@ static void requests_are_answered(void)
 	device_close(&a.owner, false);
 }
 
-/* A living owner that does not answer costs the asker two seconds and an error that names it. */
+/* A living owner that does not answer costs the asker two seconds and an error that names it; when it looks at last, the
+ * request has gone. */
 static void silent_owner_times_out(void)
 {
 	struct device owner, asker;
+	struct request request;
 	uint64_t start = now_ns();
 	char pid[16];
 	int claim;
@@ -165,6 +162,7 @@ static void silent_owner_times_out(void)
 	CHECK_COMPARE(now_ns() - start, >=, 2000000000);
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	CHECK(strstr(cram_error_detail(), pid) != NULL);
+	CHECK(!device_take_request(&owner, &request));
 	device_close(&asker, false);
 	device_close(&owner, false);
 }
@@ -208,7 +206,7 @@ static void dead_owner_does_not_answer(void)
 		pid = child_start(claim_and_stand, mute);
 		wait_for(&mute->ready);
 		CHECK_EQ(pthread_create(&asker, NULL, ask_for_injection, &a), 0);
-		while (atomic_load(&a.asker.clients->table[1].mailbox.asked) == 0)
+		while (atomic_load(&a.asker.clients->table[1].mailbox.request) == 0)
 			usleep(100);
 		child_kill(pid);
 		CHECK_EQ(device_reap(&a.asker, NULL), 0);
