@@ -29,7 +29,7 @@ setup(
             extra_link_args=CORE["LINK_FLAGS"],
         )
     ],
-    install_requires=["cffi>=1.15", "rich>=13", "fusepy>=3.0.1"],
+    install_requires=["cffi>=1.15", "rich>=13", "fusepy>=3.0.1", "psutil>=5.9"],
     extras_require={
         # libfuse3, and with it poll(2) on attributes.
         "fuse3": ["mfusepy>=3.1"],

@@ -5,6 +5,7 @@ when it runs out it drops the write and poisons the page, as the hardware does.
 """
 
 from cram_emu.device import (
+    Client,
     Device,
     Interrupt,
     Mapping,
@@ -22,6 +23,7 @@ from cram_emu.sizes import format_size, parse_size
 __version__ = "0.1.0"
 
 __all__ = [
+    "Client",
     "CramError",
     "Device",
     "Interrupt",

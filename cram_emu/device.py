@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 from cram_emu._core import check, ffi, fields, lib
 from cram_emu._region import Region
@@ -139,6 +139,18 @@ class PoisonRecord:
     dpa: int
     length: int  #: bytes
     source: str  #: dropped, injected, media or lost
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Client:
+    """A process that has the device open (struct cram_client)."""
+
+    pid: int
+    mapped: int  #: bytes of the device, in all its mappings
+    resident_frames: int
+    dirty_frames: int  #: those newer than the media
+    faults: int  #: answered since it came
+    written_back: int  #: pages, since it came
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -431,6 +443,12 @@ class Device:
         values["no_alloc"] = bool(values["no_alloc"])
         return Stats(**values)
 
+    def clients(self) -> list[Client]:
+        """Who has the device open, this process among them, and one that has died and is not reaped yet."""
+        return _listed(
+            self, "cram_client", lib.cram_client_list, lambda client: Client(**fields(client))
+        )
+
     def page(self, dpa: int) -> PageInfo:
         """What the page map says of the page that holds dpa."""
         self._check_range(dpa, 1)
@@ -515,6 +533,18 @@ class Device:
         """An eventfd that counts interrupts, for poll(2); it belongs to the device."""
         self._check_open()
         return lib.cram_event_fd(self._handle)
+
+
+def _listed(device: Device, struct: str, function, make: Callable[[Any], Any]) -> list:
+    """All of a list that may grow while it is copied."""
+    room = 64
+    while True:
+        entries = ffi.new(f"struct {struct}[]", room)
+        found = function(device._handle, entries, room)
+        device._check_open()
+        if found <= room:
+            return [make(entry) for entry in entries[0:found]]
+        room = found
 
 
 def _path(path: str | os.PathLike[str]) -> bytes:
@@ -610,14 +640,12 @@ class Poison:
 
     def records(self) -> list[PoisonRecord]:
         """The poison list in ascending order of address."""
-        room = 64
-        while True:
-            records = ffi.new("struct cram_poison_record[]", room)
-            found = lib.cram_poison_list(self._device._handle, records, room)
-            self._device._check_open()
-            if found <= room:
-                return [PoisonRecord(r.dpa, r.length, _SOURCES[r.source]) for r in records[0:found]]
-            room = found
+        return _listed(
+            self._device,
+            "cram_poison_record",
+            lib.cram_poison_list,
+            lambda record: PoisonRecord(record.dpa, record.length, _SOURCES[record.source]),
+        )
 
     def __len__(self) -> int:
         return len(self.records())

@@ -152,6 +152,19 @@ int cram_set_no_alloc(cram_device *device, int on);
 int cram_set_thresholds(cram_device *device, uint64_t low_remaining, uint64_t high_remaining,
 			uint32_t low_ratio, uint32_t high_ratio);
 
+/* A process that has the device open. */
+struct cram_client {
+	uint32_t pid;
+	uint64_t mapped;          /* bytes of the device, in all its mappings */
+	uint64_t resident_frames; /* frames of its mappings, or about to be */
+	uint64_t dirty_frames;    /* those newer than the media */
+	uint64_t faults;          /* page faults answered since it came */
+	uint64_t written_back;    /* pages compressed since it came */
+};
+
+/* Copies at most n clients, one that has died and is not reaped yet among them; returns how many there are. */
+size_t cram_client_list(const cram_device *device, struct cram_client *clients, size_t n);
+
 enum cram_page_state {
 	CRAM_PAGE_EMPTY = 0, /* never written, or discarded; reads as zeros */
 	CRAM_PAGE_ZERO = 1,

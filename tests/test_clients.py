@@ -139,6 +139,27 @@ class TestSharing:
         assert (stats.dropped_writes, stats.pages_raw, stats.clients) == (32, 32, 1)
         assert shared.read(0, 32 * PAGE) == b"".join(noise(page) for page in range(32))
 
+    def test_list(self, shared: Device, join):
+        """Each process with what it has mapped and in frames; one that has died, until it is reaped."""
+        (own,) = shared.clients()
+        assert (own.pid, own.mapped, own.resident_frames, own.faults) == (os.getpid(), 0, 0, 0)
+        child = join(MAPPER)
+        (found,) = (client for client in shared.clients() if client.pid == child.pid)
+        assert (found.mapped, found.resident_frames, found.faults) == (64 << 10, 3, 2)
+        assert 1 <= found.dirty_frames == shared.stats.dirty_frames <= 2
+        with shared.map(64 << 10, "64K", window="64K", writeback=0) as mapping:
+            mapping[0:PAGE] = noise(0)
+            mapping.flush()
+            (own,) = (client for client in shared.clients() if client.pid == os.getpid())
+            assert (own.mapped, own.resident_frames, own.dirty_frames) == (64 << 10, 1, 0)
+            assert (own.faults, own.written_back) == (1, 1)
+        (own,) = (client for client in shared.clients() if client.pid == os.getpid())
+        assert (own.mapped, own.resident_frames) == (0, 0)
+        kill(child)
+        assert len(shared.clients()) == 2
+        shared.reap()
+        assert [client.pid for client in shared.clients()] == [os.getpid()]
+
     def test_same_pages(self, shared: Device, start_child, tmp_path: Path):
         """Two processes that write the same pages at once never leave half of each."""
         program = """

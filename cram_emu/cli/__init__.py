@@ -39,6 +39,7 @@ SUBCOMMANDS = (
     ("mount", "cram_emu.cli.mount", "serve the machine's sysfs tree at a directory"),
     ("ns", "cram_emu.cli.ns", "run a command that sees a mounted machine as its own"),
     ("stat", "cram_emu.cli.stat", "show the registers of a mounted machine's devices"),
+    ("top", "cram_emu.cli.top", "watch a mounted machine's devices"),
     ("events", "cram_emu.cli.events", "show what has happened to a mounted machine's devices"),
 )
 

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cram_emu import Client
 from cram_emu.errors import CramError, DeviceIOError, InvalidArgument
+from cram_emu.sysfs.debugfs import CXL
 from cram_emu.sysfs.registers import DEVICES
 from cram_emu.sysfs.trace import TRACING
 
-#: Files of a device that hold words, not numbers.
+#: Files of a device that hold words, not numbers; and one that holds a table.
 _WORDS = ("path", "codec")
+_PROCESSES = "processes"
 
 
 @contextmanager
@@ -60,9 +63,29 @@ class Tree:
     def device(self, name: str) -> dict[str, int | str]:
         """The files of a device by name, those in directories as "interrupts/lthresh"."""
         top = self.path(f"{DEVICES}/{name}")
-        files = sorted(path for path in top.rglob("*") if path.is_file())
+        files = sorted(p for p in top.rglob("*") if p.is_file() and p.name != _PROCESSES)
         values = {str(file.relative_to(top)): file.read_text().rstrip("\n") for file in files}
         return {key: text if key in _WORDS else int(text) for key, text in values.items()}
+
+    def processes(self, name: str) -> list[Client]:
+        """Who has a device open, the server among them."""
+        names, *rows = self.path(f"{DEVICES}/{name}/{_PROCESSES}").read_text().splitlines()
+        return [Client(**dict(zip(names.split(), map(int, row.split())))) for row in rows]
+
+    def inject_poison(self, name: str, dpa: int) -> None:
+        """OSError, as the file has it: EINVAL for an address that is none."""
+        self.path(f"{CXL}/{name}/inject_poison").write_text(f"{dpa:#x}")
+
+    def set_thresholds(self, name: str, lthresh: int, hthresh: int) -> None:
+        """Of the remaining capacity, in bytes. InvalidArgument, OSError (EINVAL): nothing has changed."""
+        if lthresh > hthresh:
+            raise InvalidArgument(f"lthresh {lthresh} is above hthresh {hthresh}")
+        files = {"hthresh": hthresh, "lthresh": lthresh}
+        paths = {file: self.path(f"{DEVICES}/{name}/{file}") for file in files}
+        # Between the two writes too, the one must not exceed the other.
+        order = sorted(files, reverse=hthresh < int(paths["lthresh"].read_text()))
+        for file in order:
+            paths[file].write_text(str(files[file]))
 
     def devices(self) -> dict[str, dict[str, int | str]]:
         """All devices; one that goes meanwhile is left out."""

@@ -81,14 +81,16 @@ class Operations:
     """What FUSE asks. A public attribute named like an operation would be taken for one."""
 
     use_ns = True
-    # libfuse2: a file whose entry is gone has no path any more, and still has to answer.
+    # What is open answers without a path: its entry may be gone, and libfuse would say ESTALE.
     flag_nullpath_ok = 1
+    flag_nopath = 1
 
     def __init__(self, table: Table, ready: threading.Event, interrupted: Callable[[], bool]):
         self._table = table
         self._ready = ready
         self._interrupted = interrupted
         self._files: dict[int, tuple[Entry, File]] = {}
+        self._directories: dict[int, Directory] = {}
         self._handles = itertools.count(1)
         now = time.time_ns()
         self._common = {
@@ -114,16 +116,28 @@ class Operations:
         }
 
     @_edge
-    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int] | None, int]]:
+    def opendir(self, path: str) -> int:
         directory = self._find(path)
         if not isinstance(directory, Directory):
             raise failure(errno.ENOTDIR)
+        handle = next(self._handles)
+        self._directories[handle] = directory
+        return handle
+
+    @_edge
+    def readdir(self, path: str | None, fh: int) -> list[tuple[str, dict[str, int] | None, int]]:
+        directory = self._directories[fh]
         found: list[tuple[str, dict[str, int] | None, int]] = [(".", None, 0), ("..", None, 0)]
         for name in directory.names():
             entry = directory.get(name)
             if entry is not None:
                 found.append((name, {"st_mode": entry.st_mode}, 0))
         return found
+
+    @_edge
+    def releasedir(self, path: str | None, fh: int) -> int:
+        del self._directories[fh]
+        return 0
 
     @_edge
     def readlink(self, path: str) -> str:

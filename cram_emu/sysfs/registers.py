@@ -6,9 +6,10 @@ hands that plug a device in and pull it out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-from cram_emu import Stats
+from cram_emu import Client, Stats
 from cram_emu.sysfs.bus import Entries, write_only
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.parse import invalid, kstrtobool, kstrtoull, memparse
@@ -62,6 +63,7 @@ def members(memdev: Memdev) -> Entries:
         yield f"{path}/{name}", show(lambda stats, name=name: getattr(stats, name))
     for name in POISON:
         yield f"{path}/{name}", show(lambda stats, name=name: getattr(stats, name), memdev.poisoned)
+    yield f"{path}/processes", Attribute(0o444, lambda: _processes(device.clients()))
     yield f"{path}/ratio", show(lambda stats: round(stats.ratio * 1000))
     for name, wakeup in memdev.interrupted.items():
         yield f"{path}/interrupts/{name}", show(lambda stats, name=name: getattr(stats, name), wakeup)
@@ -82,6 +84,13 @@ def members(memdev: Memdev) -> Entries:
 
     yield f"{path}/pressure", Attribute(0o644, lambda: f"{device.pressure}\n", set_pressure)
     yield f"{path}/no_alloc", Attribute(0o644, lambda: f"{device.no_alloc:d}\n", set_no_alloc)
+
+
+def _processes(clients: list[Client]) -> str:
+    """A line for each process that has the device open; mapped in bytes, the rest are counts."""
+    names = [field.name for field in dataclasses.fields(Client)]
+    rows = [" ".join(str(getattr(client, name)) for name in names) for client in clients]
+    return "".join(f"{row}\n" for row in [" ".join(names), *rows])
 
 
 def _threshold(

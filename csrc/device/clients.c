@@ -147,6 +147,9 @@ int clients_join(struct clients *clients)
 			continue;
 		atomic_store(&client->claim_count, 0);
 		atomic_store(&client->dirty_frames, 0);
+		atomic_store(&client->resident_frames, 0);
+		atomic_store(&client->faults, 0);
+		atomic_store(&client->written_back, 0);
 		/* Who still waits for the slot's last owner is told to look again. Its lock is the asker's to release. */
 		atomic_store(&client->mailbox.result, CRAM_ENOENT);
 		atomic_fetch_and(&client->mailbox.request, ~REQUEST_KIND_MASK);
@@ -175,6 +178,36 @@ void clients_leave(struct clients *clients, unsigned index)
 	atomic_store(&client->dirty_frames, 0);
 	atomic_fetch_and(&clients->attached, ~(1ull << index));
 	atomic_store(&client->pid, 0);
+}
+
+static uint64_t mapped_pages(const struct client *client)
+{
+	uint64_t pages = 0;
+
+	for (uint32_t i = 0; i < CLAIMS_MAX; i++)
+		pages += atomic_load(&client->claims[i].count);
+	return pages;
+}
+
+size_t clients_list(const struct clients *clients, struct cram_client *list, size_t n)
+{
+	size_t found = 0;
+
+	for (uint64_t left = atomic_load(&clients->attached); left != 0; left &= left - 1) {
+		const struct client *client = &clients->table[__builtin_ctzll(left)];
+
+		if (found++ >= n)
+			continue;
+		list[found - 1] = (struct cram_client){
+			.pid = atomic_load(&client->pid),
+			.mapped = mapped_pages(client),
+			.resident_frames = atomic_load(&client->resident_frames),
+			.dirty_frames = atomic_load(&client->dirty_frames),
+			.faults = atomic_load(&client->faults),
+			.written_back = atomic_load(&client->written_back),
+		};
+	}
+	return found;
 }
 
 uint64_t clients_dead(const struct clients *clients)

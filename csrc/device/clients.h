@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cram.h"
 #include "futex.h"
 
 #define CLIENTS_MAX 64u
@@ -67,6 +68,9 @@ struct client {
 	_Atomic uint32_t bell;             /* a futex: rung for events, requests, dirty frames, the end */
 	_Atomic uint32_t claim_count;      /* claims in use lie below this */
 	_Alignas(64) _Atomic uint64_t dirty_frames;
+	_Atomic uint64_t resident_frames;
+	_Atomic uint64_t faults;           /* answered since it came */
+	_Atomic uint64_t written_back;     /* pages, since it came */
 	struct mailbox mailbox;
 	struct claim claims[CLAIMS_MAX];
 	struct place places[PLACES_MAX];
@@ -94,6 +98,8 @@ void clients_break_lock(struct futex_lock *lock, uint64_t dead);
 int clients_join(struct clients *clients);
 /* Frees a slot. Under the lock. */
 void clients_leave(struct clients *clients, unsigned index);
+/* Those attached, at most n of them, with `mapped` in pages; returns how many there are. Their counters move on. */
+size_t clients_list(const struct clients *clients, struct cram_client *list, size_t n);
 /* Bit i: slot i is taken, but its process is gone. */
 uint64_t clients_dead(const struct clients *clients);
 /* Wakes the client's sleepers. */

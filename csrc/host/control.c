@@ -23,6 +23,20 @@ void cram_read_registers(const cram_device *device, struct cram_registers *regis
 	visit_end(&visit);
 }
 
+size_t cram_client_list(const cram_device *device, struct cram_client *clients, size_t n)
+{
+	struct visit visit;
+	size_t found;
+
+	if (visit_begin(device, &visit) != 0)
+		return 0;
+	found = clients_list(device->device.clients, clients, n);
+	for (size_t i = 0; i < found && i < n; i++)
+		clients[i].mapped *= PAGE_SIZE;
+	visit_end(&visit);
+	return found;
+}
+
 int cram_set_pressure(cram_device *device, uint32_t pressure)
 {
 	struct visit visit;

@@ -77,6 +77,25 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
+/* What other processes see of this one's work. */
+static void count_fault(struct pager *pager, _Atomic uint64_t *counter)
+{
+	count(counter, 1);
+	count(&pager->device->self->faults, 1);
+}
+
+static void count_written_back(struct pager *pager, const struct op *op, uint64_t n)
+{
+	count(&lane_of(pager, op)->written_back, n);
+	count(&pager->device->self->written_back, n);
+}
+
+static void give_frames_back(struct pager *pager, uint64_t n)
+{
+	atomic_fetch_sub(&pager->resident, n);
+	atomic_fetch_sub_explicit(&pager->device->self->resident_frames, n, memory_order_relaxed);
+}
+
 static uint32_t self_name(const struct pager *pager)
 {
 	return futex_name(pager->device->client, thread_id());
@@ -277,7 +296,7 @@ static void drop_frames(struct pager *pager, const struct op *op, const uint64_t
 	}
 	for (unsigned i = 0; i < n; i++)
 		pageset_remove(&pager->resident_set, pages[i]);
-	atomic_fetch_sub(&pager->resident, n);
+	give_frames_back(pager, n);
 }
 
 static uint8_t *spares_of(const struct pager *pager, const struct op *op)
@@ -343,7 +362,7 @@ static void clean_batch(struct pager *pager, struct op *op, const struct batch *
 	}
 	if (failed->count > 0)
 		drop_frames(pager, op, failed->page, failed->count);
-	count(&lane_of(pager, op)->written_back, written);
+	count_written_back(pager, op, written);
 	unlock_batch(pager, op, batch);
 }
 
@@ -366,7 +385,6 @@ static void expect_frame(const uint8_t *frame)
 /* Writes back locked pages, none of them pinned, and drops their frames or makes them spare ones. Unlocks the pages. */
 static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch, struct supply *supply)
 {
-	struct lane *lane = lane_of(pager, op);
 	unsigned written = 0;
 
 	if (!supply->alone)
@@ -382,8 +400,8 @@ static void evict_batch(struct pager *pager, struct op *op, const struct batch *
 	if (supply->recycle)
 		supply->spare = supply->frames = keep_frames(pager, op, batch);
 	drop_frames(pager, op, batch->page + supply->spare, batch->count - supply->spare);
-	count(&lane->written_back, written);
-	count(&lane->evicted, batch->count);
+	count_written_back(pager, op, written);
+	count(&lane_of(pager, op)->evicted, batch->count);
 	unlock_batch(pager, op, batch);
 }
 
@@ -401,7 +419,7 @@ void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 	}
 	if (uffd_drop(&range, 1) == 0 && resident) {
 		pageset_remove(&pager->resident_set, page);
-		atomic_fetch_sub(&pager->resident, 1);
+		give_frames_back(pager, 1);
 	}
 }
 
@@ -484,6 +502,7 @@ static bool take_frames(struct pager *pager, unsigned n)
 		if (resident + n > pager->window)
 			return false;
 	} while (!atomic_compare_exchange_weak(&pager->resident, &resident, resident + n));
+	count(&pager->device->self->resident_frames, n);
 	return true;
 }
 
@@ -582,7 +601,7 @@ static void write_fault_around(struct pager *pager, struct op *op, uint64_t page
 static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bool write, struct stream *stream)
 {
 	if (write && !is_dirty(pager, page)) {
-		count(&lane_of(pager, op)->protect_faults, 1);
+		count_fault(pager, &lane_of(pager, op)->protect_faults);
 		if (atomic_load_explicit(&pager->age[page], memory_order_relaxed) != 0)
 			count(&lane_of(pager, op)->redirtied, 1);
 		write_fault_around(pager, op, page, stream);
@@ -623,7 +642,7 @@ static void uninstall(struct pager *pager, struct op *op, uint64_t page, unsigne
 		if (write)
 			note_clean(pager, op, page + i);
 	}
-	atomic_fetch_sub(&pager->resident, n);
+	give_frames_back(pager, n);
 }
 
 /* Moves n filled frames into place; *filled: the bytes that are there, also after a failure. */
@@ -694,7 +713,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 			uffd_poison(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
 	} else {
 		/* Counted before the program goes on, so that it finds its own faults counted. */
-		count(write ? &lane->write_faults : &lane->read_faults, 1);
+		count_fault(pager, write ? &lane->write_faults : &lane->read_faults);
 		if (n > 1)
 			count(&lane->prefetched, n - 1);
 		stream->next = page + n;
@@ -706,7 +725,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 	device_unlock_page(op, dpa_page(pager, page));
 	drop_spares(pager, op, n, supply.spare);
 	if (supply.frames > n)
-		atomic_fetch_sub(&pager->resident, supply.frames - n);
+		give_frames_back(pager, supply.frames - n);
 	return result;
 }
 
