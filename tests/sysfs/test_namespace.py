@@ -257,6 +257,48 @@ class TestView:
         done = ns(user, tree, "realpath", mem0, f"{mem0}/subsystem")
         assert done.stdout == f"/{DEVICE}/mem0\n/sys/bus/cxl\n"
 
+    def test_rest(self, tree: Path, user: User):
+        """All else is the system's: same names, same inodes, same targets of links."""
+        program = """
+            import json, os, sys
+            def identity(path):
+                found = os.lstat(path)
+                return os.readlink(path) if os.path.islink(path) else [found.st_dev, found.st_ino]
+            # What goes while it is looked at is not there.
+            def look(top):
+                for name in os.listdir(top):
+                    try:
+                        yield name, identity(f"{top}/{name}")
+                    except FileNotFoundError:
+                        pass
+            print(json.dumps({top: dict(look(top)) for top in sys.argv[1:]}))
+        """
+        tops = ["/sys", "/sys/bus", "/sys/devices", "/sys/devices/platform", "/sys/devices/system",
+                "/sys/kernel", "/dev"]  # fmt: skip
+        command = [sys.executable, "-c", textwrap.dedent(program), *tops]
+
+        def outside() -> dict[str, dict[str, object]]:
+            done = subprocess.run(command, capture_output=True, check=True)
+            return json.loads(done.stdout)
+
+        # Others change the system meanwhile: it is compared as far as it stays the same.
+        before = outside()
+        inside = json.loads(python(user, tree, program, *tops))
+        after = outside()
+        new = {
+            "/sys/bus": {"cxl"},
+            "/sys/devices/platform": {"EMU0017:00"},
+            "/dev": {"cxl", "dax0.0", ".ptmx"},
+        }
+        made = {"/sys": {"bus", "devices"}, "/sys/devices": {"platform"}, "/dev": {"ptmx"}}
+        for top in tops:
+            came = inside[top].keys() - before[top].keys() - after[top].keys()
+            assert came <= new.get(top, set())
+            stays = {name for name in before[top] if before[top][name] == after[top].get(name)}
+            # New mounts, hence new identities, where both sides meet.
+            changed = {name for name in stays if inside[top].get(name) != before[top][name]}
+            assert changed <= made.get(top, set())
+
     def test_devices_work(self, tree: Path, user: User):
         """/dev is as usable as before: null, urandom, shm, and new pseudo-terminals."""
         out = python(
