@@ -23,6 +23,7 @@ from cram_emu.lab.bench import (
     Spread,
     Target,
     hot_ratios,
+    reader_spreads,
     run as run_bench,
     spread_of,
     targets,
@@ -32,8 +33,8 @@ from cram_emu.sizes import format_size, parse_size
 DESCRIPTION = """\
 Runs the same loops on a device and on kernel zram swap (lz4) that may keep as much memory resident:
 fill, sequential read, random reads and writes, with one and two threads. Beside them the limits
-(lz4 and memcpy alone), a hot set against ordinary memory, and what a device itself takes. Contents
-are verified outside the timed parts. The full run takes about six minutes and needs 3.3 GiB of free
+(lz4 and memcpy alone), a hot set against ordinary memory, what a reader of the device's files costs
+it, and what a device itself takes. Contents are verified outside the timed parts. The full run takes about six minutes and needs 3.3 GiB of free
 memory. Kernel zram needs root; without it that column is left out, and the reason is given.
 Swap, zram and memory cgroup are put back afterwards, after Ctrl-C and SIGTERM too.
 """
@@ -116,6 +117,12 @@ def _tell(console: Console, result: Result) -> None:
     console.say(f"A hot set of {format_size(result.plan.hot)}, over ordinary memory", "bold")
     console.table(*_hot(result))
     console.say()
+    console.say("A reader of the device's files, in a loop", "bold")
+    if result.reader_left_out:
+        console.say(f"left out: {result.reader_left_out}")
+    else:
+        console.table(*_reader(result))
+    console.say()
     console.say("What a device takes", "bold")
     console.table(*_memory(result))
     console.say()
@@ -182,6 +189,17 @@ def _hot(result: Result) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return ["", "time over ordinary", "device ms", "ordinary ms", "device ms, heating up"], rows
+
+
+def _reader(result: Result) -> tuple[list[str], list[list[str]]]:
+    spreads = reader_spreads(result.reader)
+    rows = [
+        ["random reads, thousands/s", _spread(spreads["quiet"], 1000)],
+        ["beside the reader, thousands/s", _spread(spreads["beside"], 1000)],
+        ["beside it, of those without", _spread(spreads["left"])],
+        ["files opened, read and closed, /s", _spread(spreads["files"])],
+    ]
+    return ["", "device"], rows
 
 
 def _memory(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -273,6 +291,8 @@ def _document(result: Result) -> dict:
             f"writeback_{'on' if writeback else 'off'}": figures | {"ratios": hot_ratios(figures)}
             for writeback, figures in result.hot.items()
         },
+        "reader": result.reader,
+        "reader_left_out": result.reader_left_out,
         "memory": result.memory,
         "targets": [asdict(target) | {"reached": target.reached} for target in targets(result)],
         "seconds": result.seconds,

@@ -18,15 +18,17 @@ from functools import partial
 from pathlib import Path
 
 from cram_emu import Device
-from cram_emu.errors import CramError
+from cram_emu.errors import CramError, NotPermitted, NotSupported
 from cram_emu.lab import zram
 from cram_emu.lab.footprint import available
 from cram_emu.lab.signals import signals_held, unwound_by_signals
 from cram_emu.sizes import format_size
+from cram_emu.sysfs import fuse, mountpoint
 
 MIB = 1 << 20
 THREADS = (1, 2)
 HOT_PAIRS = 10
+READER_PAIRS = 5
 WRITEBACK = 0.1
 SMALLEST = 512 * MIB  # an eighth is the memory cgroup's limit; under 64 MiB the OOM killer came
 
@@ -122,6 +124,8 @@ class Result:
     sides: dict[tuple[str, int], list[Figures]] = field(default_factory=dict)  # by side, threads
     limits: list[Figures] = field(default_factory=list)
     hot: dict[bool, Figures] = field(default_factory=dict)  # by write-back on or off
+    reader: Figures = field(default_factory=dict)
+    reader_left_out: str | None = None  # why there is no reader of the device's files
     memory: dict[str, Figures] = field(default_factory=dict)  # "idle", "huge", "metadata", "full"
     seconds: float = 0.0
 
@@ -140,6 +144,19 @@ def hot_ratios(figures: Figures) -> list[float]:
     return [
         figures[f"device_{pair}"] / figures[f"ordinary_{pair}"] for pair in range(HOT_PAIRS)
     ]
+
+
+def reader_spreads(figures: Figures) -> dict[str, Spread]:
+    """Accesses a second without a reader and beside it, files a second, and the share that is left."""
+    runs = {
+        name: [figures[f"{name}_{pair}"] for pair in range(READER_PAIRS)]
+        for name in ("quiet", "beside", "files")
+    }
+    runs["left"] = [beside / quiet for beside, quiet in zip(runs["beside"], runs["quiet"])]
+    return {
+        name: Spread(statistics.median(values), min(values), max(values))
+        for name, values in runs.items()
+    }
 
 
 def metadata_allowed(figures: Figures) -> float:
@@ -191,6 +208,7 @@ def _steps(plan: Plan, result: Result) -> Iterator[tuple[str, Callable[[], None]
     for writeback in (False, True):
         noted = "on" if writeback else "off"
         yield f"hot set, write-back {noted}", partial(_run_hot, plan, result, writeback)
+    yield "a reader of the device's files", partial(_run_reader, plan, result)
     yield "memory", partial(_run_memory, plan, result)
 
 
@@ -245,6 +263,27 @@ def _run_hot(plan: Plan, result: Result, writeback: bool) -> None:
         writeback=WRITEBACK if writeback else 0,
         accesses=plan.hot_accesses,
         pairs=HOT_PAIRS,
+    )
+
+
+def _require_tree() -> None:
+    """NotPermitted, NotSupported: no device's files can be mounted here."""
+    fuse.load()
+    mountpoint.require()
+
+
+def _run_reader(plan: Plan, result: Result) -> None:
+    try:
+        _require_tree()
+    except (NotSupported, NotPermitted) as reason:
+        result.reader_left_out = str(reason)
+        return
+    result.reader = run_child(
+        "reader",
+        size=plan.hot,
+        window=plan.hot // 8,
+        accesses=2 * plan.accesses,
+        pairs=READER_PAIRS,
     )
 
 

@@ -10,12 +10,14 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from cram_emu import Device
-from cram_emu.lab import loops
+from cram_emu.lab import loops, tree
 from cram_emu.lab.footprint import footprint, object_size
 from cram_emu.lab.loops import PAGE, Latencies, Pages
 
@@ -175,6 +177,37 @@ def _hot_turn(buffer, address: int, accesses: int) -> tuple[float, float, bytes]
     return warm_up, measured, hashlib.blake2b(buffer).digest()
 
 
+# ---- beside a reader -------------------------------------------------------------------------
+
+
+def reader(size: int, window: int, accesses: int, pairs: int) -> Figures:
+    """Random reads without and beside a process that reads the device's files all the time: accesses
+    a second, quiet_I and beside_I, and the files that were opened, read and closed a second, files_I.
+    """
+    latencies = Latencies(accesses)
+    loops.touch(size)
+    figures: Figures = {}
+    with ExitStack() as cleanup:
+        directory = cleanup.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
+        path = Path(directory, "device")
+        dev = cleanup.enter_context(Device(advertised=size, real=size, path=path))
+        where = cleanup.enter_context(tree.served(path))
+        options = {"delivery": "inline", "window": window, "writeback": 0}
+        mapping = cleanup.enter_context(dev.map(**options))
+        pages = Pages(mapping.address, size // PAGE)
+        loops.fill(pages)
+
+        def rate() -> float:
+            return accesses / latencies.random_read(pages).seconds
+
+        for pair in range(pairs):
+            figures[f"quiet_{pair}"] = rate()
+            beside = tree.Reader(where)
+            figures[f"beside_{pair}"] = rate()
+            figures[f"files_{pair}"] = beside.finish()
+    return figures
+
+
 # ---- memory ----------------------------------------------------------------------------------
 
 
@@ -249,7 +282,8 @@ def _warm_up() -> None:
         mapping.flush()
 
 
-JOBS = {job.__name__: job for job in (device, zram, limits, hot, idle, metadata, full)}
+_ALL = (device, zram, limits, hot, reader, idle, metadata, full)
+JOBS = {job.__name__: job for job in _ALL}
 
 
 def main() -> None:

@@ -15,17 +15,22 @@ _FUSE = Path("/dev/fuse")
 _MNT_DETACH = 2
 
 
-def prepare(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of an empty directory to mount on; a dead mount that lies on it is taken away.
-
-    InvalidArgument, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
-    """
+def require() -> None:
+    """NotSupported, NotPermitted: this process cannot mount anything."""
     if not _FUSE.exists():
         raise NotSupported(f"{_FUSE} is missing: this kernel has no FUSE, or the container hides it")
     if not os.access(_FUSE, os.R_OK | os.W_OK):
         raise NotPermitted(f"{_FUSE}: no permission; run as root")
     if os.geteuid() != 0 and _fusermount() is None:
         raise NotPermitted("fusermount3 is missing, which mounts for ordinary users; as root: apt-get install fuse3")
+
+
+def prepare(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of an empty directory to mount on; a dead mount that lies on it is taken away.
+
+    InvalidArgument, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
+    """
+    require()
     where = Path(os.path.abspath(path))
     try:
         names = os.listdir(where)

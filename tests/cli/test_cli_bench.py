@@ -29,6 +29,8 @@ def figures(job: str, **arguments) -> dict[str, float]:
         return {"decompress": 2000.0, "store": 512.0 * MIB, "copy": 9000.0, "copy_fresh": 3000.0}
     if job == "hot":
         return {f"{n}_{pair}": 0.5 for n in ("device", "ordinary", "warm_up") for pair in range(10)}
+    if job == "reader":
+        return {f"{name}_{pair}": 2000.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
         "idle": {"memory": 2.0 * MIB, "create_ms": 1.5, "memory_page_tables": 4096.0},
         "metadata": {"metadata_per_page": 20.0, "sectors": 17.0, "pages": 1.0, "page_tables": 0.0},
@@ -42,6 +44,7 @@ def pretend(monkeypatch) -> None:
     monkeypatch.setattr(bench, "run_child", figures)
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: figures("zram"))
     monkeypatch.setattr(zram, "require", lambda: None)
+    monkeypatch.setattr(bench, "_require_tree", lambda: None)
 
 
 @pytest.fixture
@@ -77,6 +80,8 @@ class TestPlain:
             "host memory, MiB 100 (100 .. 100) 100 (100 .. 100) 1",
             "lz4, a cold store of 512 MiB into fresh pages 2000 (2000 .. 2000)",
             "write-back on 1.00 (1.00 .. 1.00) 500 500 500",
+            "files opened, read and closed, /s 2000 (2000 .. 2000)",
+            "beside it, of those without 1.00 (1.00 .. 1.00)",
             "fill, over zram at least 2.5 times 1 not reached",
             "random write rate, 2 threads over 1 at least 1 times 1 reached",
             "metadata at most 84 bytes a touched page 20 reached",

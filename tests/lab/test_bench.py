@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cram_emu.errors import NotPermitted, NotSupported
 from cram_emu.lab import bench, zram
 from cram_emu.lab.bench import MIB, NotEnoughMemory, Plan, Result, SideFailed, targets
 from cram_emu.lab.sides import JOBS
@@ -33,6 +34,8 @@ def pretended(job: str, **arguments) -> dict[str, float]:
     if job == "hot":
         times = {f"{side}_{pair}": 1.0 for side in ("device", "ordinary") for pair in range(10)}
         return times | {f"warm_up_{pair}": 1.0 for pair in range(10)}
+    if job == "reader":
+        return {f"{name}_{pair}": 1.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
         "idle": {"memory": 1.0 * MIB, "create_ms": 1.0},
         "metadata": {"metadata_per_page": 20.0, "sectors": 17, "pages": 1},
@@ -52,6 +55,7 @@ def ran(monkeypatch) -> list[tuple]:
     monkeypatch.setattr(bench, "run_child", run_child)
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: run_child("zram", **arguments))
     monkeypatch.setattr(zram, "require", lambda: None)
+    monkeypatch.setattr(bench, "_require_tree", lambda: None)
     return order
 
 
@@ -86,7 +90,7 @@ class TestOrder:
         assert ran == [
             ("device", 1), ("zram", 1), ("device", 2), ("zram", 2), ("limits", None),
             ("zram", 1), ("device", 1), ("zram", 2), ("device", 2), ("limits", None),
-            ("hot", None), ("hot", None),
+            ("hot", None), ("hot", None), ("reader", None),
             ("idle", None), ("idle", None), ("metadata", None), ("full", None),
         ]  # fmt: skip
 
@@ -326,6 +330,16 @@ class TestSides:
             "warm_up_1",
         }
 
+    def test_reader(self):
+        try:
+            bench._require_tree()
+        except (NotPermitted, NotSupported) as reason:
+            pytest.skip(str(reason))
+        figures = self.check("reader", size=16 * MIB, window=2 * MIB, accesses=20_000, pairs=2)
+        assert set(figures) == {
+            f"{name}_{pair}" for name in ("quiet", "beside", "files") for pair in range(2)
+        }
+
     def test_memory(self):
         idle = self.check("idle", advertised=8 << 30, real=1 << 30)
         assert 0 < idle["memory"] < 8 * MIB
@@ -337,4 +351,6 @@ class TestSides:
 
     def test_all(self):
         """No job is without a test here."""
-        assert set(JOBS) == {"device", "zram", "limits", "hot", "idle", "metadata", "full"}
+        assert set(JOBS) == {
+            "device", "zram", "limits", "hot", "reader", "idle", "metadata", "full",
+        }  # fmt: skip
