@@ -34,9 +34,10 @@ DESCRIPTION = """\
 Runs the same loops on a device and on kernel zram swap (lz4) that may keep as much memory resident:
 fill, sequential read, random reads and writes, with one and two threads. Beside them the limits
 (lz4 and memcpy alone), a hot set against ordinary memory, what a reader of the device's files costs
-it, and what a device itself takes. Contents are verified outside the timed parts. The full run takes about six minutes and needs 3.3 GiB of free
-memory. Kernel zram needs root; without it that column is left out, and the reason is given.
-Swap, zram and memory cgroup are put back afterwards, after Ctrl-C and SIGTERM too.
+it, and what a device itself takes. Contents are verified outside the timed parts. The full run takes
+about six minutes and needs 3.3 GiB of free memory. Kernel zram needs root; without it that column is
+left out, and the reason is given. Swap, zram and memory cgroup are put back afterwards, after Ctrl-C
+and SIGTERM too.
 """
 
 EXIT_CODES = """\
