@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import select
 import sys
@@ -23,6 +24,7 @@ from cram_emu.sysfs.client import Tree, told
 PAGE = 4096
 PERIOD_SECONDS = 1.0
 KEYS = "q quit   Tab next device   p inject poison   t set thresholds"
+# What a sample on a pipe holds. Sizes in bytes, time since the epoch in seconds.
 PLAIN = (
     "time", "device", "used", "remaining", "ratio", "faults/s", "written_back/s", "dirty",
     "lthresh", "hthresh", "poisoned", "dropped", "processes",
@@ -31,15 +33,16 @@ PLAIN = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a sample")
 
 
 def run(args: argparse.Namespace) -> int:
     with told(args.mountpoint):
         tree = Tree(args.mountpoint)
-        if sys.stdout.isatty() and sys.stdin.isatty():
+        if sys.stdout.isatty() and sys.stdin.isatty() and not args.json:
             _watch(tree)
         else:
-            _print(tree)
+            _print(tree, args.json)
     return OK
 
 
@@ -96,21 +99,23 @@ class Sampler:
 # ---- a pipe -----------------------------------------------------------------------------------
 
 
-def _print(tree: Tree) -> None:
+def _print(tree: Tree, as_json: bool) -> None:
     sampler = Sampler(tree)
     sampler.take()
-    print(*PLAIN, flush=True)
+    if not as_json:
+        print(*PLAIN, flush=True)
     while True:
         time.sleep(PERIOD_SECONDS)
-        for sample in sampler.take():
-            print(*_plain(sample), flush=True)
+        for values in map(_plain, sampler.take()):
+            print(json.dumps(dict(zip(PLAIN, values))) if as_json else " ".join(map(str, values)))
+        sys.stdout.flush()
 
 
-def _plain(sample: Sample) -> Iterator[object]:
+def _plain(sample: Sample) -> Iterator[str | float]:
     r = sample.registers
-    yield from (f"{time.time():.3f}", sample.name, r["used"], r["remaining"])
-    yield f"{r['ratio'] / 1000:.2f}"
-    yield from (f"{sample.rate(counter):.0f}" for counter in ("faults", "written_back"))
+    yield from (round(time.time(), 3), sample.name, r["used"], r["remaining"])
+    yield r["ratio"] / 1000
+    yield from (round(sample.rate(counter)) for counter in ("faults", "written_back"))
     yield from (r["dirty_frames"], r["interrupts/lthresh"], r["interrupts/hthresh"])
     yield from (r["poisoned"], r["dropped_writes"], len(sample.clients))
 

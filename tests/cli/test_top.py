@@ -1,6 +1,8 @@
 """`cram-emu top`: what it shows is what the device counts, and its keys do what the files do."""
 
+import codecs
 import errno
+import json
 import os
 import pty
 import select
@@ -36,12 +38,14 @@ class Terminal:
             environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "50"}
             os.execvpe(COMMAND[0], [*COMMAND, "top", str(machine)], environment)
         self.text = ""
+        # A read may end in the middle of a character.
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, text: str) -> None:
         """Reads on from where it was found last; the end of the program ends the test."""
         while text not in self.text:
             assert select.select([self.fd], [], [], TIMEOUT)[0], f"{text!r} not in {self.text!r}"
-            self.text += os.read(self.fd, 65536).decode()
+            self.text += self.decoder.decode(os.read(self.fd, 65536))
         self.text = self.text.split(text, 1)[1]
 
     def type(self, keys: str) -> None:
@@ -96,6 +100,18 @@ class TestPipe:
                 assert sample["processes"] == "2"
                 assert int(sample["used"]) + int(sample["remaining"]) == 1 << 20
                 assert float(sample["written_back/s"]) > 0
+        finally:
+            top.kill()
+            top.communicate()
+
+    def test_json(self, machine: Path):
+        """One object a sample, with the same names."""
+        command = [*COMMAND, "top", machine, "--json"]
+        top = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            sample = json.loads(top.stdout.readline())
+            assert tuple(sample) == PLAIN
+            assert sample["device"] == "mem0" and sample["remaining"] == 1 << 20
         finally:
             top.kill()
             top.communicate()
