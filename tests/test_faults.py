@@ -18,6 +18,7 @@ from support import CHILD_TIMEOUT, delivery, program, wait_until  # noqa: F401
 
 from cram_emu import Device, PoisonError
 from cram_emu.errors import NoAnswer
+from cram_emu.lab import zram
 
 SIGBUS = -signal.SIGBUS
 SIGSEGV = -signal.SIGSEGV
@@ -773,6 +774,56 @@ class TestMemory:
         )
         errors = child.stdout.splitlines()
         assert "none" in errors and len(errors) >= 3, child.stderr
+
+
+# Writes and reads a mapping in streams, with its frames swapped out in between: argv[1] is the delivery.
+SWAPPED = """
+import ctypes, sys
+import numpy as np
+from cram_emu import Device
+
+PAGES, WINDOW, MADV_PAGEOUT = 4096, 2 << 20, 21
+libc = ctypes.CDLL(None, use_errno=True)
+
+def swap_out(mapping):
+    address, length = ctypes.c_void_p(mapping.address), ctypes.c_size_t(len(mapping))
+    assert libc.madvise(address, length, MADV_PAGEOUT) == 0
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    assert int(status["VmSwap"].split()[0]) << 10 >= WINDOW // 2
+
+with Device("16M", "16M") as dev:
+    with dev.map(window=WINDOW, delivery=sys.argv[1], writeback=0) as mapping:
+        array = np.frombuffer(mapping, np.uint64).reshape(PAGES, -1)
+        right = np.arange(array.size, dtype=np.uint64).reshape(array.shape) // 64
+        for version in range(6):
+            right[:: 1 + version, 3] = version
+            for first in range(0, PAGES, 1024):
+                array[first : first + 1024] = right[first : first + 1024]
+                swap_out(mapping)
+            for first in range(0, PAGES, 1024):
+                assert np.array_equal(array[first : first + 1024], right[first : first + 1024])
+                swap_out(mapping)
+        del array
+    assert dev.read(0, PAGES * 4096) == right.tobytes()
+    print(dev.stats.dropped_writes, dev.stats.poisoned)
+"""
+
+
+class TestSwap:
+    """Frames that the kernel has swapped out are frames like others, when their pages stream too."""
+
+    @pytest.fixture(autouse=True)
+    def swap(self):
+        try:
+            zram.require()
+            with zram.swap(64 << 20):
+                yield
+        except zram.Unavailable as reason:
+            pytest.skip(str(reason))
+
+    def test_streams(self, run_child, delivery):
+        child = run_child(SWAPPED, delivery)
+        assert (child.returncode, child.stderr, child.stdout) == (0, "", "0 0\n")
 
 
 class TestDescriptors:

@@ -49,7 +49,7 @@ static int fail_uffd(int error, bool monitored)
 }
 
 /* Memory that the descriptor serves, kept from huge pages and from children. NULL, and *code says why. */
-static uint8_t *map_served(int uffd, uint64_t length, int *code)
+static uint8_t *map_served(int uffd, uint64_t length, bool protect, int *code)
 {
 	uint8_t *memory = memory_map(length, -1);
 
@@ -58,7 +58,7 @@ static uint8_t *map_served(int uffd, uint64_t length, int *code)
 		return NULL;
 	madvise(memory, length, MADV_NOHUGEPAGE);
 	madvise(memory, length, MADV_DONTFORK);
-	*code = uffd_register(uffd, memory, length);
+	*code = uffd_register(uffd, memory, length, protect);
 	if (*code == 0)
 		return memory;
 	munmap(memory, length);
@@ -74,15 +74,16 @@ static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
 
 	if (code != 0)
 		return fail_uffd(code, monitored);
-	pager->base = map_served(pager->uffd, length, &code);
+	pager->base = map_served(pager->uffd, length, true, &code);
 	if (pager->base == NULL) {
 		close(pager->uffd);
 		if (code == -ENOMEM)
 			return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
 		return fail_uffd(code, monitored);
 	}
-	/* Without them frames are copied. */
-	pager->spares = move ? map_served(pager->uffd, PAGER_SPARES, &code) : NULL;
+	/* Without them frames are copied. No protection there: a page that was swapped out brings its own along, and
+	 * the pager must be able to write to it. */
+	pager->spares = move ? map_served(pager->uffd, PAGER_SPARES, false, &code) : NULL;
 	return 0;
 }
 

@@ -106,10 +106,11 @@ int uffd_open(bool sigbus, int *fd, bool *move)
 	return code == -ENOSYS ? open_with(features, sigbus, fd) : code;
 }
 
-int uffd_register(int fd, void *start, size_t length)
+int uffd_register(int fd, void *start, size_t length, bool protect)
 {
 	struct uffdio_register r = { .range = { (uintptr_t)start, length },
-				     .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP };
+				     .mode = UFFDIO_REGISTER_MODE_MISSING |
+					     (protect ? UFFDIO_REGISTER_MODE_WP : 0) };
 
 	return uffd_ioctl(fd, UFFDIO_REGISTER, &r);
 }
