@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -188,10 +187,8 @@ def reader(size: int, window: int, accesses: int, pairs: int) -> Figures:
     loops.touch(size)
     figures: Figures = {}
     with ExitStack() as cleanup:
-        directory = cleanup.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
-        path = Path(directory, "device")
-        dev = cleanup.enter_context(Device(advertised=size, real=size, path=path))
-        where = cleanup.enter_context(tree.served(path))
+        where, path = cleanup.enter_context(tree.served(size))
+        dev = cleanup.enter_context(Device.open(path))
         options = {"delivery": "inline", "window": window, "writeback": 0}
         mapping = cleanup.enter_context(dev.map(**options))
         pages = Pages(mapping.address, size // PAGE)

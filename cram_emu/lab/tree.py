@@ -1,8 +1,8 @@
 """A device's files, served and read in processes of their own: `python -m cram_emu.lab.tree ROLE ...`.
 
-    serve DEVICE DIRECTORY    mounts the device of a file until its input ends
-    read DIRECTORY            opens, reads and closes the device's registers, one after another, until its
-                              input ends; prints how many, and in how many seconds
+    serve SIZE DIRECTORY    mounts a new device until its input ends; prints the device's file
+    read DIRECTORY          opens, reads and closes the device's registers, one after another, until its input
+                            ends; prints how many, and in how many seconds
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Role:
         command = [sys.executable, "-P", "-m", "cram_emu.lab.tree", *map(str, words)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self.line()
+        self.greeting = self.line()
 
     def line(self) -> str:
         """The next that it says. TreeFailed: it has ended instead."""
@@ -45,7 +45,7 @@ class _Role:
         if not line:
             _, said = self._process.communicate()
             raise TreeFailed((said.strip().splitlines() or ["it said nothing"])[-1])
-        return line
+        return line.strip()
 
     def end(self) -> None:
         """Has it finish, and waits."""
@@ -59,13 +59,15 @@ class _Role:
 
 
 @contextmanager
-def served(device: Path) -> Iterator[Path]:
-    """The device's files at a directory. TreeFailed: no FUSE here, or it may not be mounted."""
+def served(size: int) -> Iterator[tuple[Path, Path]]:
+    """A device of so many bytes, all of them real: its files' directory, and the file that it lies in.
+
+    TreeFailed: no FUSE here, or it may not be mounted."""
     with ExitStack() as cleanup:
         where = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="cram_emu-"))
-        server = _Role("serve", device, where)
+        server = _Role("serve", size, where)
         cleanup.callback(server.close)
-        yield Path(where)
+        yield Path(where), Path(server.greeting)
 
 
 class Reader:
@@ -82,15 +84,15 @@ class Reader:
         return count / seconds
 
 
-def _serve(device: str, where: str) -> None:
+def _serve(size: str, where: str) -> None:
     # A terminal's Ctrl-C is for whoever started this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     machine = Machine()
-    machine.join(device)
+    memdev = machine.create(size, size)
     mount = fuse.Mount(machine, Path(where), fuse.load())
     mount.start()
     try:
-        print("ready", flush=True)
+        print(memdev.path, flush=True)
         sys.stdin.read()
     finally:
         mount.stop()
