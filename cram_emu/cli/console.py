@@ -30,6 +30,20 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_capacities(parser: argparse.ArgumentParser) -> None:
+    """Gives a subcommand that makes a device --advertised and --real, in bytes."""
+    parser.add_argument(
+        "--advertised",
+        type=size,
+        default="8G",
+        metavar="SIZE",
+        help="what the device claims to have (8G)",
+    )
+    parser.add_argument(
+        "--real", type=size, default="1G", metavar="SIZE", help="what it has (1G)"
+    )
+
+
 class Console:
     """Text for people on standard output, or one JSON document there.
 

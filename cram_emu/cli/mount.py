@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from cram_emu.cli import OK
-from cram_emu.cli.console import Console, add_json, size
+from cram_emu.cli.console import Console, add_capacities, add_json
 from cram_emu.errors import NoSpace
 from cram_emu.sizes import format_size
 from cram_emu.sysfs import fuse, mountpoint
@@ -41,21 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EXIT_CODES
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    parser.add_argument(
-        "--advertised",
-        type=size,
-        default="8G",
-        metavar="SIZE",
-        help="what the device of its own claims to have (8G)",
-    )
-    parser.add_argument(
-        "--real", type=size, default="1G", metavar="SIZE", help="what it has (1G)"
-    )
+    add_capacities(parser)
     parser.add_argument(
         "--device",
         action="append",
-        metavar="PATH",
-        help="serve the device of this file instead; may be repeated: mem0, mem1, ...",
+        metavar="NAME|PATH",
+        help="serve this device instead of a new one; may be repeated: mem0, mem1, ...",
     )
     parser.add_argument(
         "--daemon", action="store_true", help="return when it is mounted, and serve in the background"

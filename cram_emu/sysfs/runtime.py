@@ -10,29 +10,16 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cram_emu import Device
+from cram_emu import Device, named
 from cram_emu.errors import AccessDenied, Busy, DeviceIOError, DeviceMissing
 
-_SHARED_MEMORY = Path("/dev/shm")
 _SUFFIX = ".device"
 #: Of the files that this process has made.
 _numbers = itertools.count()
-
-
-def directory() -> Path:
-    """The user's directory for device files. AccessDenied where somebody else has taken its name."""
-    path = _SHARED_MEMORY / f"cram_emu-{os.geteuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
-    if not private or found.st_uid != os.geteuid():
-        raise AccessDenied(f"{path}: not a directory that is this user's alone")
-    return path
 
 
 class DeviceFiles:
@@ -44,7 +31,7 @@ class DeviceFiles:
 
     def create(self, advertised: int | str, real: int | str) -> tuple[Device, Path]:
         """A new device in a file of its own, which goes with release()."""
-        with _alone(directory()) as where:
+        with _alone(named.directory()) as where:
             _sweep(where)
             path = where / f"{os.getpid()}-{next(_numbers)}{_SUFFIX}"
             device = Device(advertised, real, path=path)
@@ -53,8 +40,8 @@ class DeviceFiles:
         return device, path
 
     def join(self, path: str | os.PathLike[str]) -> tuple[Device, Path]:
-        """The device of another's file. Busy: it is served already."""
-        path = Path(path).resolve()
+        """The device of another's file, or of that name. Busy: it is served already."""
+        path = named.find(path).resolve()
         self._lock(path)
         try:
             return Device.open(path), path

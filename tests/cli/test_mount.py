@@ -13,7 +13,7 @@ import pytest
 from support import wait_until
 
 from cram_emu import Device
-from cram_emu.sysfs import runtime
+from cram_emu import named
 
 COMMAND = (sys.executable, "-c", "import sys; from cram_emu.cli import main; sys.exit(main())")
 SMALL = ("--advertised", "64M", "--real", "1M")
@@ -32,7 +32,7 @@ def mounted(where: Path) -> bool:
 
 def files_of(server: subprocess.Popen) -> set[str]:
     """Its device files. Those of other servers come and go: each new one takes dead ones' away."""
-    return {n for n in os.listdir(runtime.directory()) if n.startswith(f"{server.pid}-")}
+    return {n for n in os.listdir(named.directory()) if n.startswith(f"{server.pid}-")}
 
 
 def error(result: subprocess.CompletedProcess) -> str:
