@@ -237,55 +237,49 @@ static uint64_t page_count(uint64_t offset, uint64_t length)
 	return length == 0 ? 0 : ((offset + length - 1) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) + 1;
 }
 
-/* Opens a visit for work on a range of a mapping that is still there. */
-static int begin_range(cram_map *map, struct visit *visit, uint64_t offset, uint64_t length)
+typedef int range_fn(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+
+/* Does something to the pages of a range of a mapping that is still there. */
+static int on_range(cram_map *map, uint64_t offset, uint64_t length, range_fn *act)
 {
+	struct visit visit;
 	int code = check_range(map, offset, length);
 
 	if (code == 0)
-		code = visit_begin_op(map->owner, visit);
-	if (code == 0 && map->closed) {
-		visit_end(visit);
-		return cram_fail(CRAM_ECLOSED, "the mapping is closed");
-	}
+		code = visit_begin_op(map->owner, &visit);
+	if (code != 0)
+		return code;
+	if (map->closed)
+		code = cram_fail(CRAM_ECLOSED, "the mapping is closed");
+	else
+		code = act(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
+	visit_end(&visit);
 	return code;
+}
+
+static int flush_range(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
+{
+	pager_flush(pager, op, first, count);
+	return 0;
 }
 
 int cram_flush(cram_map *map, uint64_t offset, uint64_t length)
 {
-	struct visit visit;
-	int code = begin_range(map, &visit, offset, length);
+	int code = on_range(map, offset, length, flush_range);
 
-	if (code != 0)
-		return code;
-	pager_flush(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
-	visit_end(&visit);
-	delivery_reassert();
-	return 0;
+	if (code == 0)
+		delivery_reassert();
+	return code;
 }
 
 int cram_pin(cram_map *map, uint64_t offset, uint64_t length)
 {
-	struct visit visit;
-	int code = begin_range(map, &visit, offset, length);
-
-	if (code != 0)
-		return code;
-	code = pager_pin(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
-	visit_end(&visit);
-	return code;
+	return on_range(map, offset, length, pager_pin);
 }
 
 int cram_unpin(cram_map *map, uint64_t offset, uint64_t length)
 {
-	struct visit visit;
-	int code = begin_range(map, &visit, offset, length);
-
-	if (code != 0)
-		return code;
-	code = pager_unpin(&map->pager, visit.op, offset >> PAGE_SHIFT, page_count(offset, length));
-	visit_end(&visit);
-	return code;
+	return on_range(map, offset, length, pager_unpin);
 }
 
 void cram_map_read_stats(const cram_map *map, struct cram_map_stats *stats)
