@@ -82,15 +82,14 @@ class Events:
     # -- the device's records
 
     def collect(self, silently: bool = False) -> None:
-        """Records what the poison list has gained since; cheap while no counter has moved."""
-        if not self._collecting.acquire(blocking=False):
-            return
-        try:
-            self._collect(silently)
-        except DeviceClosed:
-            pass  # taken out meanwhile
-        finally:
-            self._collecting.release()
+        """Records what the poison list has gained since; cheap while no counter has moved.
+
+        Waits for another who is at it: a reader finds all that happened before it came."""
+        with self._collecting:
+            try:
+                self._collect(silently)
+            except DeviceClosed:
+                pass  # taken out meanwhile
 
     def _collect(self, silently: bool) -> None:
         stats = self._memdev.device.stats

@@ -81,6 +81,33 @@ class TestLines:
         assert events(machine, "cxl_poison")[0]["flags"] == "Overflow"
         assert events(machine, "cxl_poison")[0]["overflow_time"] != "0"
 
+    def test_reader_beside_a_collector(self, machine: Machine, monkeypatch):
+        """The race: somebody else is about to record what a reader has come for. It waits for him."""
+        poison = machine.members()[0].device.poison
+        recording, go_on = threading.Event(), threading.Event()
+        records, found = type(poison).records, []
+
+        def dawdle(poison) -> list:
+            listed = records(poison)
+            if not recording.is_set():
+                recording.set()
+                assert go_on.wait(30)
+            return listed
+
+        monkeypatch.setattr(type(poison), "records", dawdle)
+        poison.inject(0x1000)
+        collector = threading.Thread(target=machine.trace.show)
+        collector.start()
+        assert recording.wait(30)
+        reader = threading.Thread(target=lambda: found.extend(events(machine, "cxl_general_media")))
+        reader.start()
+        # One that does not wait has come back by now, with nothing.
+        reader.join(0.2)
+        go_on.set()
+        reader.join()
+        collector.join()
+        assert len(found) == 1
+
     def test_thresholds(self, machine: Machine):
         device, seen = machine.members()[0].device, threading.Semaphore(0)
         device.on_interrupt(lambda interrupt: seen.release())
