@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+#include "evict.h"
+
+#include "thread.h"
+
+/* Asks for the first half of a frame that is looked at next: it has long left the caches, and the processor's own
+ * prefetching begins anew with each page. */
+static void expect_frame(const uint8_t *frame)
+{
+	for (unsigned i = 0; i < PAGE_SIZE / 2; i += 64)
+		__builtin_prefetch(frame + i);
+}
+
+/* Writes back locked pages, none of them pinned, and drops their frames or makes them spare ones. Unlocks the pages. */
+static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch, struct supply *supply)
+{
+	unsigned written = 0;
+
+	if (!supply->alone)
+		frames_protect_dirty(pager, op, batch);
+	for (unsigned i = 0; i < batch->count; i++) {
+		if (i + 1 < batch->count && frame_dirty(pager, batch->page[i + 1]))
+			expect_frame(pager_frame(pager, batch->page[i + 1]));
+		if (frame_dirty(pager, batch->page[i])) {
+			frame_store(pager, op, batch->page[i]);
+			written++;
+		}
+	}
+	if (supply->recycle)
+		supply->spare = supply->frames = frames_keep(pager, op, batch);
+	frames_drop(pager, op, batch->page + supply->spare, batch->count - supply->spare);
+	count_written_back(pager, op, written);
+	count(&lane_of(pager, op)->evicted, batch->count);
+	frames_unlock(pager, op, batch);
+}
+
+/* Recent installs, as far as they leave three quarters of the window to the sweep. */
+struct recent {
+	unsigned count;
+	uint64_t first[PAGER_RECENT];
+	uint64_t pages[PAGER_RECENT];
+};
+
+static void load_recent(const struct pager *pager, struct recent *recent)
+{
+	uint32_t newest = atomic_load(&pager->installs);
+	uint64_t sum = 0;
+
+	recent->count = 0;
+	for (unsigned i = 1; i <= PAGER_RECENT; i++) {
+		uint64_t install = atomic_load(&pager->recent[(newest - i) % PAGER_RECENT]);
+
+		sum += install & 0xff;
+		if (sum > pager->window / 4)
+			break;
+		recent->first[recent->count] = install >> 8;
+		recent->pages[recent->count++] = install & 0xff;
+	}
+}
+
+static bool is_recent(const struct recent *recent, uint64_t page)
+{
+	for (unsigned i = 0; i < recent->count; i++)
+		if (page - recent->first[i] < recent->pages[i])
+			return true;
+	return false;
+}
+
+/* Moves the hand on and locks the pages that have had their second chance. A batch ends where the hand wraps, so that
+ * it is in ascending order. */
+static void choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
+{
+	/* Two laps spend the second chances; in a third, when hardly more is left than was just brought in (the rest
+	 * may be pinned), that goes too. */
+	uint64_t lap = atomic_load(&pager->resident) + 1;
+	uint64_t left = 3 * lap;
+	struct recent recent;
+
+	load_recent(pager, &recent);
+	batch->count = 0;
+	pager_lock(pager, &pager->hand_lock);
+	while (batch->count < most && left-- > 0) {
+		uint64_t page = pageset_next(&pager->resident_set, pager->hand);
+
+		if (page == PAGESET_END) {
+			pager->hand = 0;
+			if (batch->count > 0)
+				break;
+			continue;
+		}
+		pager->hand = page + 1;
+		if (pager_pinned(pager, page) || frame_spend_chance(pager, page) || (left > lap && is_recent(&recent, page)))
+			continue;
+		/* A page that somebody works on is no victim. */
+		if (!device_trylock_page(op, dpa_page(pager, page)))
+			continue;
+		if (pager_resident(pager, page) && !pager_pinned(pager, page))
+			batch->page[batch->count++] = page;
+		else
+			device_unlock_page(op, dpa_page(pager, page));
+	}
+	futex_unlock(&pager->hand_lock);
+}
+
+/* Adds frames to the resident ones, if the window allows. Not add and undo: others would find it full who fit. */
+static bool take_frames(struct pager *pager, unsigned n)
+{
+	uint64_t resident = atomic_load(&pager->resident);
+
+	do {
+		if (resident + n > pager->window)
+			return false;
+	} while (!atomic_compare_exchange_weak(&pager->resident, &resident, resident + n));
+	count(&pager->device->self->resident_frames, n);
+	return true;
+}
+
+struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
+{
+	struct supply supply = { .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
+
+	/* The kernel's own accesses, which a monitor answers, come from no thread of ours. */
+	supply.alone = supply.recycle && !pager->wake && thread_alone();
+	/* The race: another thread writes to a page between its arrival, writable, and its protection; we would take
+	 * it for clean. Pages brought in for writing are dirty and not protected. */
+	supply.recycle = supply.recycle && (write || supply.alone);
+	return supply;
+}
+
+void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct supply *supply)
+{
+	struct batch *batch = &work_of(op)->chosen;
+
+	while (!take_frames(pager, want)) {
+		choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
+		if (batch->count > 0) {
+			evict_batch(pager, op, batch, supply);
+			if (supply->spare > 0)
+				return;
+			continue;
+		}
+		/* All in other threads' hands, or pinned: take less, and let them go on. */
+		want = 1;
+		supply->recycle = false;
+		place_park(pager->device->clients, pager->device->client, op->place);
+		sleep_ns(20000);
+		while (!place_unpark(pager->device->clients, pager->device->client, op->place))
+			device_reap(pager->device, NULL);
+	}
+	supply->frames = want;
+}
+
+void pager_evict_all(struct pager *pager, struct op *op)
+{
+	uint64_t page = 0;
+
+	while ((page = pageset_next(&pager->resident_set, page)) != PAGESET_END) {
+		device_lock_page(op, dpa_page(pager, page));
+		if (pager_resident(pager, page))
+			pager_drop(pager, op, page, false);
+		device_unlock_page(op, dpa_page(pager, page));
+		page++;
+	}
+}
