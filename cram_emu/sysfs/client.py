@@ -29,6 +29,8 @@ def told(mountpoint: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise DeviceIOError(f"{mountpoint}: its server was killed; mount it again") from None
+        if error.errno == errno.ENOENT:
+            raise DeviceIOError(f"{mountpoint}: the machine is no longer mounted there") from None
         raise DeviceIOError(f"{mountpoint}: {error.strerror}") from None
 
 

@@ -174,6 +174,15 @@ class TestTerminal:
         assert number(machine, "poison_records") == 0
         assert (number(machine, "lthresh"), number(machine, "hthresh")) == before
 
+    def test_unmounted(self, machine: Path, terminal):
+        """It ends with the machine, and says so."""
+        top = terminal()
+        top.read_until("q quit")
+        # Lazily: it may be reading. Then it is told of the server, else of the mount.
+        subprocess.run(["umount", "--lazy", machine], check=True)
+        top.read_until(f"cram-emu: {machine}: ")
+        assert top.end() == 1
+
     def test_terminal_is_given_back(self, machine: Path, terminal):
         top = terminal()
         before = termios.tcgetattr(top.fd)
