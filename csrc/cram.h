@@ -254,6 +254,8 @@ struct cram_map_params {
 	uint64_t window;       /* bytes of resident frames at most, at least 64 KiB, a multiple of 4096 */
 	uint32_t delivery;     /* enum cram_delivery */
 	uint32_t writeback_ms; /* period of the write-back; 0: off */
+	uint32_t anonymous;    /* 1: memory that gets device pages as it touches them; dpa is 0, and length may be up to four
+				* times the advertised capacity. One a process; gone with it */
 };
 
 /* Maps a range of the device as memory of this process: loads and stores, poison as SIGBUS (BUS_MCEERR_AR, the

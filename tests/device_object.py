@@ -8,7 +8,7 @@ import os
 import struct
 
 PAGE = 4096
-VERSION = 1
+VERSION = 2
 
 EMPTY, ZERO, SAME, STORED, RAW, POISON = range(6)
 FLAG_LOCK = 1 << 47
@@ -18,16 +18,16 @@ FLAG_RECORDED = 1 << 50
 FLAG_RUN = 1 << 51
 HOLDER_SHIFT = 52
 
-# struct geometry, after the magic, the version and the check: the parameters, then 12 words.
-GEOMETRY = struct.Struct("<QQIIIiIIQQIIi4x12Q")
+# struct geometry, after the magic, the version and the check: the parameters, then 14 words.
+GEOMETRY = struct.Struct("<QQIIIiIIQQIIi4x14Q")
 GEOMETRY_AT = 16
 # struct superblock.
-USED_AT = 192
-PEAK_AT = 200
-OVERFLOW_AT = 288
-POISON_LOCK_AT = 300
-ALERT_LOCK_AT = 304
-STRIPES_AT = 320
+USED_AT = 256
+PEAK_AT = 264
+OVERFLOW_AT = 352
+POISON_LOCK_AT = 364
+ALERT_LOCK_AT = 368
+STRIPES_AT = 384
 STRIPES = 16
 STRIPE = struct.Struct("<8q")
 # struct clients: attached, gate, lock.
@@ -49,7 +49,7 @@ class DeviceObject:
         self.real, self.sector = head[1], head[2]
         self.pages, self.sectors, *parts = head[13:]
         self.clients, _, self.poison, self.bitmap, self.groups, self.map, *parts = parts
-        self.checks, self.links, self.media, self.size = parts
+        self.checks, _, _, self.links, self.media, self.size = parts
 
     def read(self, at: int, length: int) -> bytes:
         return os.pread(self.fd, length, at)

@@ -146,6 +146,8 @@ int clients_join(struct clients *clients)
 		if (atomic_load(&clients->attached) >> i & 1)
 			continue;
 		atomic_store(&client->claim_count, 0);
+		atomic_store(&client->anonymous, 0);
+		atomic_store(&client->anonymous_pages, 0);
 		atomic_store(&client->dirty_frames, 0);
 		atomic_store(&client->resident_frames, 0);
 		atomic_store(&client->faults, 0);
@@ -168,11 +170,29 @@ int clients_join(struct clients *clients)
 	return -1;
 }
 
+bool clients_hand_over(struct clients *clients, unsigned index, uint32_t parent, uint32_t thread, uint32_t child)
+{
+	struct client *client = &clients->table[index];
+	struct process process = { .start_time = 0 };
+	uint32_t pid = atomic_load(&client->pid);
+
+	/* The keeper tells this fork's slot from a later one of the same process. */
+	if (pid != parent || atomic_load(&client->keeper) != thread)
+		return pid == child;
+	/* One that is gone already gets a start time that nobody has. */
+	process_stat(child, &process);
+	atomic_store(&client->start_time, process.start_time);
+	atomic_store(&client->keeper, 0);
+	atomic_store(&client->pid, child);
+	return true;
+}
+
 void clients_leave(struct clients *clients, unsigned index)
 {
 	struct client *client = &clients->table[index];
 
 	atomic_store(&client->claim_count, 0);
+	atomic_store(&client->anonymous, 0);
 	for (unsigned i = 0; i < CLAIMS_MAX; i++)
 		atomic_store(&client->claims[i].count, 0);
 	atomic_store(&client->dirty_frames, 0);
@@ -182,7 +202,7 @@ void clients_leave(struct clients *clients, unsigned index)
 
 static uint64_t mapped_pages(const struct client *client)
 {
-	uint64_t pages = 0;
+	uint64_t pages = atomic_load(&client->anonymous_pages);
 
 	for (uint32_t i = 0; i < CLAIMS_MAX; i++)
 		pages += atomic_load(&client->claims[i].count);

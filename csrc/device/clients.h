@@ -67,6 +67,8 @@ struct client {
 	_Atomic uint32_t keeper;           /* a thread that lives as long as the client; 0: not yet, or no more */
 	_Atomic uint32_t bell;             /* a futex: rung for events, requests, dirty frames, the end */
 	_Atomic uint32_t claim_count;      /* claims in use lie below this */
+	_Atomic uint32_t anonymous;        /* 1: it has a table of device pages */
+	_Atomic uint64_t anonymous_pages;  /* that its table names */
 	_Alignas(64) _Atomic uint64_t dirty_frames;
 	_Atomic uint64_t resident_frames;
 	_Atomic uint64_t faults;           /* answered since it came */
@@ -96,6 +98,9 @@ void clients_break_lock(struct futex_lock *lock, uint64_t dead);
 /* Takes a free slot for this process; its index, -1 when there is none, or -2 when /proc/self/stat cannot be read.
  * Under the lock. */
 int clients_join(struct clients *clients);
+/* Makes a slot that this thread has joined for a child of fork the child's. Under the lock; by the parent, who knows the
+ * pid, or the child: twice is fine. False: it is not there any more. parent: whose it was, with the thread as keeper. */
+bool clients_hand_over(struct clients *clients, unsigned index, uint32_t parent, uint32_t thread, uint32_t child);
 /* Frees a slot. Under the lock. */
 void clients_leave(struct clients *clients, unsigned index);
 /* Those attached, at most n of them, with `mapped` in pages; returns how many there are. Their counters move on. */

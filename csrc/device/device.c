@@ -41,7 +41,7 @@ static int map_object(struct device *device, const struct geometry *geometry, co
 	if (base == NULL)
 		return cram_fail(cram_code_of_errno(errno), "%s: cannot map %" PRIu64 " bytes: %s", name, geometry->size,
 				 strerror(errno));
-	madvise(base, geometry->size, MADV_DONTDUMP);
+	memory_advise(base, geometry->size, MADV_DONTDUMP);
 	device->base = base;
 	device->super = base;
 	device->clients = (struct clients *)(device->base + geometry->clients);
@@ -50,6 +50,7 @@ static int map_object(struct device *device, const struct geometry *geometry, co
 	device->map.entries = (_Atomic uint64_t *)(device->base + geometry->map);
 	device->map.checks = (_Atomic uint32_t *)(device->base + geometry->checks);
 	device->map.pages = geometry->pages;
+	dpas_init(&device->dpas, device->base + geometry->references, device->base + geometry->tables, geometry->pages);
 	device->media.bytes = device->base + geometry->media;
 	device->media.links = (uint32_t *)(device->base + geometry->links);
 	device->media.bitmap = (_Atomic uint64_t *)(device->base + geometry->bitmap);
@@ -74,9 +75,9 @@ static int map_scratch(struct device *device)
 static void unmap(struct device *device)
 {
 	if (device->scratch != NULL)
-		munmap(device->scratch, device->scratch_stride * PLACES_MAX);
+		memory_unmap(device->scratch, device->scratch_stride * PLACES_MAX);
 	if (device->base != NULL)
-		munmap(device->base, device->super->geometry.size);
+		memory_unmap(device->base, device->super->geometry.size);
 	close(device->fd);
 	device->fd = -1;
 }
@@ -122,8 +123,15 @@ static int check_room(int fd, uint64_t size, const char *path)
 	return 0;
 }
 
-static int create_object(const char *path, uint64_t size, int *fd)
+/* Tables have room for far more than they can name. */
+static uint64_t most_written(const struct geometry *geometry)
 {
+	return geometry->size - CLIENTS_MAX * dpas_table_size(geometry->pages) + geometry->pages * sizeof(uint32_t);
+}
+
+static int create_object(const char *path, const struct geometry *geometry, int *fd)
+{
+	uint64_t size = geometry->size;
 	const char *name = path != NULL ? path : "device";
 	int code = 0;
 
@@ -132,7 +140,7 @@ static int create_object(const char *path, uint64_t size, int *fd)
 	if (*fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerror(errno));
 	if (path != NULL)
-		code = check_room(*fd, size, path);
+		code = check_room(*fd, most_written(geometry), path);
 	if (code == 0 && ftruncate(*fd, (off_t)size) != 0)
 		code = cram_fail(cram_code_of_errno(errno), "%s: cannot make it %" PRIu64 " bytes long: %s", name, size,
 				 strerror(errno));
@@ -153,7 +161,7 @@ int device_create(const char *path, const struct cram_params *params, struct dev
 		return code;
 	memset(device, 0, sizeof(*device));
 	layout_plan(params, &geometry);
-	code = create_object(path, geometry.size, &device->fd);
+	code = create_object(path, &geometry, &device->fd);
 	if (code != 0)
 		return code;
 	code = map_object(device, &geometry, path != NULL ? path : "device");
@@ -309,7 +317,7 @@ void device_unlock_page(struct op *op, uint64_t page)
 
 bool device_foreign(struct op *op, uint64_t page)
 {
-	return clients_foreign(op->device->clients, op->device->client, page);
+	return clients_foreign(op->device->clients, op->device->client, page) || dpas_taken(&op->device->dpas, page);
 }
 
 void device_count_refused(struct device *device)
@@ -318,6 +326,23 @@ void device_count_refused(struct device *device)
 }
 
 /* ---- outside of an op ------------------------------------------------------------------------------------ */
+
+/* Has anonymous memory a page of the range? */
+static bool anonymous_within(const struct device *device, uint64_t first, uint64_t end)
+{
+	uint64_t start = device->super->geometry.references;
+
+	for (uint64_t page = first; page < end; page++) {
+		if (page == first || page % PAGE_SIZE == 0) {
+			uint64_t data = device_next_data(device, start + page);
+
+			page = data == UINT64_MAX ? end : data - start > page ? data - start : page;
+		}
+		if (page < end && dpas_taken(&device->dpas, page))
+			return true;
+	}
+	return false;
+}
 
 int device_claim(struct device *device, uint64_t first, uint64_t count, int *claim)
 {
@@ -329,6 +354,11 @@ int device_claim(struct device *device, uint64_t first, uint64_t count, int *cla
 		code = recovery_run(device, NULL);
 	if (code == 0)
 		*claim = clients_claim(device->clients, device->client, first, count);
+	/* After the claim: see device_take_page(). */
+	if (code == 0 && *claim >= 0 && anonymous_within(device, first, first + count)) {
+		clients_unclaim(device->clients, device->client, *claim);
+		*claim = -1;
+	}
 	recovery_unlock(device);
 	if (code != 0)
 		return code;
@@ -381,20 +411,14 @@ static bool take(struct mailbox *mailbox, uint64_t request)
 	       atomic_compare_exchange_strong(&mailbox->request, &request, request & ~REQUEST_KIND_MASK);
 }
 
-int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
+static int ask(struct device *device, struct client *client, enum request_kind kind, uint64_t dpa)
 {
 	uint64_t deadline = now_ns() + REQUEST_TIMEOUT_NS;
-	int owner = clients_owner(device->clients, dpa >> PAGE_SHIFT);
 	uint32_t number, answered;
-	struct client *client;
-	struct mailbox *mailbox;
+	struct mailbox *mailbox = &client->mailbox;
 	int code = CRAM_ETIMEDOUT;
 	uint64_t request;
 
-	if (owner < 0 || owner == (int)device->client)
-		return CRAM_ENOENT;
-	client = &device->clients->table[owner];
-	mailbox = &client->mailbox;
 	device_lock(device, &mailbox->lock);
 	number = (request_number(atomic_load(&mailbox->request)) + 1) & REQUEST_NUMBER_MASK;
 	request = (uint64_t)number << REQUEST_NUMBER_SHIFT | dpa / LINE_SIZE << REQUEST_LINE_SHIFT | kind;
@@ -418,6 +442,33 @@ int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
 		return cram_fail(code, "process %u, which has mapped address 0x%" PRIx64 ", does not answer",
 				 atomic_load(&client->pid), dpa);
 	return code;
+}
+
+/* Asks all whose anonymous memory may have the page: forks share it. */
+static int ask_all(struct device *device, enum request_kind kind, uint64_t dpa)
+{
+	int result = CRAM_ENOENT;
+
+	for (uint64_t left = atomic_load(&device->clients->attached); left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+		int code;
+
+		if (i == device->client || !atomic_load(&device->clients->table[i].anonymous))
+			continue;
+		code = ask(device, &device->clients->table[i], kind, dpa);
+		if (code != CRAM_ENOENT && (result == CRAM_ENOENT || code != 0))
+			result = code;
+	}
+	return result;
+}
+
+int device_request(struct device *device, enum request_kind kind, uint64_t dpa)
+{
+	int owner = clients_owner(device->clients, dpa >> PAGE_SHIFT);
+
+	if (owner >= 0 && owner != (int)device->client)
+		return ask(device, &device->clients->table[owner], kind, dpa);
+	return dpas_taken(&device->dpas, dpa >> PAGE_SHIFT) ? ask_all(device, kind, dpa) : CRAM_ENOENT;
 }
 
 bool device_take_request(struct device *device, struct request *request)

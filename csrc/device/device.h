@@ -20,6 +20,7 @@
 #include "clients.h"
 #include "codec.h"
 #include "cram.h"
+#include "dpas.h"
 #include "media.h"
 #include "pagemap.h"
 #include "poison.h"
@@ -36,6 +37,7 @@ struct device {
 	struct poison_list *poison;
 	struct pagemap map;
 	struct media media;
+	struct dpas dpas;
 	struct codec codec;
 	unsigned client;      /* our slot */
 	struct client *self;
@@ -89,7 +91,39 @@ void device_mark_dirty(struct op *op, uint64_t page, bool dirty);
 int device_inject(struct op *op, uint64_t page, unsigned line);
 void device_clear(struct op *op, uint64_t page, unsigned line);
 
-/* Does another client own the page? Exact while op holds the page's lock. */
+/* Anonymous memory. A client's table names the device page of each page of its memory; forks share device pages, as swap
+ * entries are shared. A table's entry changes only under the lock of the page that it names, or names then. */
+
+#define DEVICE_NO_PAGE UINT64_MAX
+/* Takes a page that nobody has, empty: locked, and referenced once. DEVICE_NO_PAGE: there is none. To be put into the table
+ * before the op parks: a rebuild counts the references anew, from the tables. */
+uint64_t device_take_page(struct op *op);
+/* Lets a reference to the locked page go, with its contents if it was the last one. The entry that named it is gone. */
+void device_put_page(struct op *op, uint64_t page);
+/* Does another client's table name the page too? */
+static inline bool device_shared(const struct op *op, uint64_t page)
+{
+	return atomic_load(&op->device->dpas.references[page]) > 1;
+}
+/* Gives this client a table. CRAM_EBUSY: it has one. */
+int device_open_table(struct device *device, struct dpa_table *table);
+void device_close_table(struct device *device);
+struct device_fork {
+	unsigned slot;
+	uint32_t parent, thread; /* who forks */
+};
+
+/* Makes a copy of this client for a child of fork that is about to be: a further slot in this thread's name, whose table
+ * names the same pages. CRAM_EBUSY: none is free. Nobody works on the tables meanwhile. */
+int device_fork(struct device *device, struct device_fork *fork);
+/* In the parent, once it knows: the child's pid. Until then, unless the child has been quicker, the slot's life is that of
+ * the thread that forked. */
+void device_forked(struct device *device, const struct device_fork *fork, uint32_t child);
+/* In the child: from now on device is the client of that slot. CRAM_EFORKED: its parent has died, and others have freed it
+ * meanwhile; the memory is lost. */
+int device_become(struct device *device, const struct device_fork *fork, struct dpa_table *table);
+
+/* Does another client own the page, or anonymous memory? Exact while op holds the page's lock. */
 bool device_foreign(struct op *op, uint64_t page);
 void device_count_refused(struct device *device);
 
@@ -118,6 +152,9 @@ bool device_take_request(struct device *device, struct request *request);
 void device_answer(struct device *device, uint32_t number, int result);
 /* The first page at or after this one that the page map may hold something of; the number of pages when none. */
 uint64_t device_next_used(const struct device *device, uint64_t page);
+
+/* The index, in this client's table, of the first entry from this one on that may name a page. */
+uint64_t device_next_entry(const struct device *device, const _Atomic uint32_t *entry);
 
 /* In an op, so that no rebuild is half done. */
 void device_read_registers(const struct op *op, struct cram_registers *registers);

@@ -9,6 +9,7 @@
 #include "alert.h"
 #include "clients.h"
 #include "codec.h"
+#include "dpas.h"
 #include "error.h"
 #include "media.h"
 #include "pagemap.h"
@@ -127,6 +128,8 @@ void layout_plan(const struct cram_params *params, struct geometry *geometry)
 	geometry->groups = place_part(&end, (words + MEDIA_GROUP_WORDS - 1) / MEDIA_GROUP_WORDS * 2);
 	geometry->map = place_part(&end, geometry->pages * 8);
 	geometry->checks = place_part(&end, geometry->pages * 4);
+	geometry->references = place_part(&end, geometry->pages);
+	geometry->tables = place_part(&end, CLIENTS_MAX * dpas_table_size(geometry->pages));
 	geometry->links = place_part(&end, geometry->sectors * 4);
 	geometry->media = place_part(&end, params->real);
 	geometry->size = end;

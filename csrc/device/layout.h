@@ -15,7 +15,7 @@
 #include "futex.h"
 
 /* Raise it with every change of the layout or of the meaning of a field. */
-#define LAYOUT_VERSION 1u
+#define LAYOUT_VERSION 2u
 #define LAYOUT_MAGIC "CRAMEMU"
 
 struct geometry {
@@ -29,6 +29,8 @@ struct geometry {
 	uint64_t groups;
 	uint64_t map;
 	uint64_t checks;
+	uint64_t references;
+	uint64_t tables;
 	uint64_t links;
 	uint64_t media;
 	uint64_t size;     /* of the object */

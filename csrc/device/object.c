@@ -19,13 +19,20 @@ void device_lock(struct device *device, struct futex_lock *lock)
 		atomic_store(&device->super->suspect, 1);
 }
 
+uint64_t device_next_data(const struct device *device, uint64_t offset)
+{
+	off_t data = lseek(device->fd, (off_t)offset, SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? UINT64_MAX : offset;
+	return (uint64_t)data;
+}
+
 uint64_t device_next_used(const struct device *device, uint64_t page)
 {
 	const struct geometry *geometry = &device->super->geometry;
-	off_t at = (off_t)(geometry->map + page * sizeof(uint64_t));
-	off_t data = lseek(device->fd, at, SEEK_DATA);
+	uint64_t data = device_next_data(device, geometry->map + page * sizeof(uint64_t));
+	uint64_t next = (data - geometry->map) / sizeof(uint64_t);
 
-	if (data < 0)
-		return errno == ENXIO ? geometry->pages : page;
-	return page + (uint64_t)(data - at) / sizeof(uint64_t);
+	return data == UINT64_MAX || next > geometry->pages ? geometry->pages : next;
 }

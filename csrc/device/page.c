@@ -100,8 +100,7 @@ static void make_poison(struct op *op, uint64_t page, enum cram_poison_source so
 	device_used_changed(op);
 }
 
-/* Nothing is free: do the dead hold something, or a broken chain? True when a recovery has run: look again. */
-static bool room_from_the_dead(struct op *op)
+bool device_freed_by_the_dead(struct op *op)
 {
 	struct device *device = op->device;
 	bool suspect = atomic_load(&device->super->suspect);
@@ -129,7 +128,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 		old_chain(op, page, entry, &chain);
 		had = chain.count;
 		room = need <= had || media_reserve(media, need - had);
-	} while (!room && room_from_the_dead(op));
+	} while (!room && device_freed_by_the_dead(op));
 	if (!room) {
 		atomic_fetch_add(&device->super->dropped_writes, 1);
 		make_poison(op, page, CRAM_POISON_DROPPED);

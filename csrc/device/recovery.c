@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "inner.h"
 #include "layout.h"
 
 #define STILL_TIMEOUT_NS 2000000000ull
@@ -131,6 +132,70 @@ static void rebuild_pages(struct device *device, uint64_t dead)
 	}
 }
 
+/* ---- anonymous memory ------------------------------------------------------------------------------------ */
+
+typedef void part_fn(struct device *device, uint64_t first, uint64_t n, unsigned client);
+
+/* Calls fn for each page of a part of the object that is there: the items in it, of item bytes each. */
+static void walk_part(struct device *device, uint64_t from, uint64_t to, size_t item, part_fn *fn, unsigned client)
+{
+	for (uint64_t at = from; (at = device_next_data(device, at)) < to; at += PAGE_SIZE)
+		fn(device, (at - from) / item, PAGE_SIZE / item, client);
+}
+
+static void forget_some(struct device *device, uint64_t first, uint64_t n, unsigned client)
+{
+	(void)client;
+	dpas_forget(&device->dpas, first, n);
+}
+
+static void count_some(struct device *device, uint64_t first, uint64_t n, unsigned client)
+{
+	dpas_count(&device->dpas, dpas_table(&device->dpas, client), first, n);
+}
+
+/* Pages that nobody's memory has any more go, with what is in them. */
+static void settle_some(struct device *device, uint64_t first, uint64_t n, unsigned client)
+{
+	(void)client;
+	for (uint64_t page = first; page < first + n && page < device->map.pages; page++)
+		if (dpas_settle(&device->dpas, page))
+			atomic_store(&device->map.entries[page], 0);
+}
+
+static uint64_t table_offset(const struct device *device, unsigned client)
+{
+	return device->super->geometry.tables + client * dpas_table_size(device->map.pages);
+}
+
+void recovery_clear_table(struct device *device, unsigned client)
+{
+	clear_part(device, table_offset(device, client), table_offset(device, client + 1));
+}
+
+/* What the dead had is theirs no more. Before the page map is read: it says what the pages are, not whose. */
+static void recount_tables(struct device *device, uint64_t dead)
+{
+	uint64_t references = device->super->geometry.references;
+	uint64_t end = references + device->map.pages;
+
+	walk_part(device, references, end, 1, forget_some, 0);
+	for (uint64_t left = atomic_load(&device->clients->attached); left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+
+		if (!atomic_load(&device->clients->table[i].anonymous))
+			continue;
+		if (dead >> i & 1)
+			recovery_clear_table(device, i);
+		else
+			walk_part(device, table_offset(device, i), table_offset(device, i + 1), sizeof(uint32_t),
+				  count_some, i);
+	}
+	walk_part(device, references, end, 1, settle_some, 0);
+}
+
+/* ---- the poison list, locks, all of it ------------------------------------------------------------------- */
+
 /* Records of pages that are not poisoned, or stand twice. */
 static void prune_records(struct device *device)
 {
@@ -178,6 +243,7 @@ int recovery_run(struct device *device, uint32_t *dead)
 	clear_part(device, geometry->bitmap, geometry->map);
 	memset((void *)super->stripes, 0, sizeof(super->stripes));
 	atomic_store(&super->poison_overflow, 0);
+	recount_tables(device, gone_clients);
 	prune_records(device);
 	rebuild_pages(device, gone_clients);
 	break_locks(device, gone_clients);

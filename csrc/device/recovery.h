@@ -14,6 +14,8 @@
 /* Takes the clients' lock; from a dead client, it first finishes what that one may have begun. Signals blocked. */
 int recovery_lock(struct device *device);
 void recovery_unlock(struct device *device);
+/* Empties the table of a client whose memory is gone. Under the lock. */
+void recovery_clear_table(struct device *device, unsigned client);
 /* Rebuilds, freeing the slots of dead clients; *dead (may be NULL) says how many. Under the lock. CRAM_ETIMEDOUT: a
  * stopped client does not reach a page boundary; nothing changed. */
 int recovery_run(struct device *device, uint32_t *dead);

@@ -40,6 +40,26 @@ static unsigned stripe(void)
 	return thread_id() % USER_STRIPES;
 }
 
+/* 1: paused. A futex. */
+static _Atomic uint32_t paused;
+
+/* Counts a user of a row, unless deliveries pause. */
+static void enter(struct region *region)
+{
+	for (;;) {
+		atomic_fetch_add(&region->users[stripe()].n, 1);
+		if (atomic_load(&paused) == 0)
+			return;
+		atomic_fetch_sub(&region->users[stripe()].n, 1);
+		futex_wait(&paused, 1, -1);
+	}
+}
+
+static void leave_region(struct region *region)
+{
+	atomic_fetch_sub(&region->users[stripe()].n, 1);
+}
+
 /* The row that holds the address, with its user counted, or NULL. */
 static struct region *enter_region(uintptr_t address)
 {
@@ -50,17 +70,19 @@ static struct region *enter_region(uintptr_t address)
 		if (base == 0 || address < base || address >= atomic_load(&region->end))
 			continue;
 		/* The race: delivery_stop() takes the row away between. It waits for users after that; look again. */
-		atomic_fetch_add(&region->users[stripe()].n, 1);
+		enter(region);
 		if (atomic_load(&region->base) == base && address < atomic_load(&region->end))
 			return region;
-		atomic_fetch_sub(&region->users[stripe()].n, 1);
+		leave_region(region);
 	}
 	return NULL;
 }
 
-static void leave_region(struct region *region)
+static void wait_for_users(struct region *region)
 {
-	atomic_fetch_sub(&region->users[stripe()].n, 1);
+	for (unsigned i = 0; i < USER_STRIPES; i++)
+		while (atomic_load(&region->users[i].n) != 0)
+			sleep_ns(50000);
 }
 
 static unsigned count_regions(void)
@@ -100,9 +122,7 @@ static void remove_region(int row)
 
 	pthread_mutex_lock(&table_lock);
 	atomic_store(&region->end, 0);
-	for (unsigned i = 0; i < USER_STRIPES; i++)
-		while (atomic_load(&region->users[i].n) != 0)
-			sleep_ns(50000);
+	wait_for_users(region);
 	atomic_store(&region->base, 0);
 	pthread_mutex_unlock(&table_lock);
 }
@@ -137,14 +157,15 @@ static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t
 {
 	enum fault_result result = FAULT_DONE;
 
-	device_lock_page(op, pager->first + page);
+	if (!pager_lock_known(pager, op, page, true))
+		return FAULT_DONE;
 	if (!pager_resident(pager, page)) {
-		if (device_poisoned(op, pager->first + page))
+		if (device_poisoned(op, pager_dpa(pager, page)))
 			result = FAULT_POISON;
 		else
 			pager_drop(pager, op, page, false);
 	}
-	device_unlock_page(op, pager->first + page);
+	pager_unlock(pager, op, page);
 	return result;
 }
 
@@ -184,20 +205,29 @@ static void on_sigbus(unsigned depth, siginfo_t *info, ucontext_t *context)
 	errno = saved;
 }
 
-/* In a child of fork nothing of ours is mapped, and a thread that held the lock is not there to release it. */
-static void forget_regions(void)
+void delivery_pause(void)
 {
+	atomic_store(&paused, 1);
+	for (unsigned i = 0; i < REGIONS_MAX; i++)
+		wait_for_users(&regions[i]);
+}
+
+void delivery_resume(void)
+{
+	atomic_store(&paused, 0);
+	futex_wake_all(&paused);
+}
+
+/* A thread that held the lock is not there to release it. */
+void delivery_forget(void)
+{
+	atomic_store(&paused, 0);
 	for (unsigned i = 0; i < REGIONS_MAX; i++) {
 		atomic_store(&regions[i].base, 0);
 		for (unsigned j = 0; j < USER_STRIPES; j++)
 			atomic_store(&regions[i].users[j].n, 0);
 	}
 	pthread_mutex_init(&table_lock, NULL);
-}
-
-__attribute__((constructor)) static void watch_fork(void)
-{
-	pthread_atfork(NULL, NULL, forget_regions);
 }
 
 void delivery_reassert(void)
@@ -219,6 +249,7 @@ static void answer(struct delivery *delivery, const struct uffd_msg *message)
 
 	if (message->event != UFFD_EVENT_PAGEFAULT)
 		return;
+	enter(&regions[delivery->region]);
 	op = device_enter(pager->device);
 	/* Out of frames: whoever faulted is left asleep while others free memory, and the fault is tried again. */
 	while (pager_fault(pager, op, page, flags & (UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP)) ==
@@ -228,6 +259,7 @@ static void answer(struct delivery *delivery, const struct uffd_msg *message)
 		op = device_enter(pager->device);
 	}
 	device_leave(op);
+	leave_region(&regions[delivery->region]);
 }
 
 static void *monitor(void *argument)
@@ -279,17 +311,14 @@ int delivery_start(struct delivery *delivery, struct pager *pager, bool monitore
 	memset(delivery, 0, sizeof(*delivery));
 	delivery->pager = pager;
 	delivery->monitored = monitored;
+	delivery->region = add_region(delivery);
+	if (delivery->region < 0)
+		return cram_fail(CRAM_EBUSY, "this process has %u mappings already", REGIONS_MAX);
 	if (monitored)
 		code = start_monitor(delivery);
 	if (code != 0)
-		return code;
-	delivery->region = add_region(delivery);
-	if (delivery->region < 0) {
-		if (monitored)
-			stop_monitor(delivery);
-		return cram_fail(CRAM_EBUSY, "this process has %u mappings already", REGIONS_MAX);
-	}
-	return 0;
+		remove_region(delivery->region);
+	return code;
 }
 
 void delivery_stop(struct delivery *delivery)

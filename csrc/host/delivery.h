@@ -32,6 +32,12 @@ struct delivery {
 /* Starts to deliver the pager's faults; its range is mapped and registered. delivery stays where it is until
  * delivery_stop(). CRAM_EBUSY: too many mappings in this process; CRAM_ENOMEM. */
 int delivery_start(struct delivery *delivery, struct pager *pager, bool monitored);
+/* Lets no thread begin to resolve a fault, and returns when none is at it; they wait until delivery_resume(). */
+void delivery_pause(void);
+void delivery_resume(void);
+/* In a child of fork, first: nothing is delivered any more. */
+void delivery_forget(void);
+
 /* Ends it, and returns when no thread is inside. Faults are then not answered any more. */
 void delivery_stop(struct delivery *delivery);
 

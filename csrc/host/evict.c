@@ -66,9 +66,25 @@ static bool is_recent(const struct recent *recent, uint64_t page)
 	return false;
 }
 
+/* Lets those go that cannot be stored, if they are dirty: false when that is all of them. Not below the hand's lock: to free
+ * what the dead have, all others must stand at a page boundary. */
+static bool own_batch(struct pager *pager, struct op *op, struct batch *batch)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < batch->count; i++) {
+		if (frame_own(pager, op, batch->page[i]))
+			batch->page[kept++] = batch->page[i];
+		else
+			pager_unlock(pager, op, batch->page[i]);
+	}
+	batch->count = kept;
+	return kept > 0;
+}
+
 /* Moves the hand on and locks the pages that have had their second chance. A batch ends where the hand wraps, so that
- * it is in ascending order. */
-static void choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
+ * it is in ascending order. False: there is none, because the device has no page left to store one in. */
+static bool choose_victims(struct pager *pager, struct op *op, unsigned most, struct batch *batch)
 {
 	/* Two laps spend the second chances; in a third, when hardly more is left than was just brought in (the rest
 	 * may be pinned), that goes too. */
@@ -78,7 +94,7 @@ static void choose_victims(struct pager *pager, struct op *op, unsigned most, st
 
 	load_recent(pager, &recent);
 	batch->count = 0;
-	pager_lock(pager, &pager->hand_lock);
+	take_lock(pager, &pager->hand_lock);
 	while (batch->count < most && left-- > 0) {
 		uint64_t page = pageset_next(&pager->resident_set, pager->hand);
 
@@ -92,23 +108,25 @@ static void choose_victims(struct pager *pager, struct op *op, unsigned most, st
 		if (pager_pinned(pager, page) || frame_spend_chance(pager, page) || (left > lap && is_recent(&recent, page)))
 			continue;
 		/* A page that somebody works on is no victim. */
-		if (!device_trylock_page(op, dpa_page(pager, page)))
+		if (!pager_lock_known(pager, op, page, false))
 			continue;
 		if (pager_resident(pager, page) && !pager_pinned(pager, page))
 			batch->page[batch->count++] = page;
 		else
-			device_unlock_page(op, dpa_page(pager, page));
+			pager_unlock(pager, op, page);
 	}
 	futex_unlock(&pager->hand_lock);
+	return batch->count == 0 || own_batch(pager, op, batch);
 }
 
-/* Adds frames to the resident ones, if the window allows. Not add and undo: others would find it full who fit. */
-static bool take_frames(struct pager *pager, unsigned n)
+/* Adds frames to the resident ones, if the window allows, or all the same. Not add and undo: others would find it full
+ * who fit. */
+static bool take_frames(struct pager *pager, unsigned n, bool anyway)
 {
 	uint64_t resident = atomic_load(&pager->resident);
 
 	do {
-		if (resident + n > pager->window)
+		if (resident + n > pager->window && !anyway)
 			return false;
 	} while (!atomic_compare_exchange_weak(&pager->resident, &resident, resident + n));
 	count(&pager->device->self->resident_frames, n);
@@ -130,9 +148,11 @@ struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct supply *supply)
 {
 	struct batch *batch = &work_of(op)->chosen;
+	bool anyway = false;
 
-	while (!take_frames(pager, want)) {
-		choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
+	while (!take_frames(pager, want, anyway || atomic_load(&pager->held) != 0)) {
+		/* A device without a free page takes nothing more: what was shared by forks, and written to, stays. */
+		anyway = !choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
 		if (batch->count > 0) {
 			evict_batch(pager, op, batch, supply);
 			if (supply->spare > 0)
@@ -152,13 +172,18 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 
 void pager_evict_all(struct pager *pager, struct op *op)
 {
-	uint64_t page = 0;
+	pager_evict(pager, op, 0, pager->pages);
+}
 
-	while ((page = pageset_next(&pager->resident_set, page)) != PAGESET_END) {
-		device_lock_page(op, dpa_page(pager, page));
+void pager_evict(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
+{
+	uint64_t page = first;
+
+	for (; (page = pageset_next(&pager->resident_set, page)) < first + count; page++) {
+		if (!pager_lock_known(pager, op, page, true))
+			continue;
 		if (pager_resident(pager, page))
 			pager_drop(pager, op, page, false);
-		device_unlock_page(op, dpa_page(pager, page));
-		page++;
+		pager_unlock(pager, op, page);
 	}
 }

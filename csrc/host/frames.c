@@ -33,7 +33,9 @@ bool frame_spend_chance(struct pager *pager, uint64_t page)
 
 void frame_dirtied(struct pager *pager, struct op *op, uint64_t page)
 {
-	device_mark_dirty(op, dpa_page(pager, page), true);
+	/* Anonymous memory dies with its client, and others may have the same device page. */
+	if (pager->table == NULL)
+		device_mark_dirty(op, pager_dpa(pager, page), true);
 	pageset_add(&pager->dirty_set, page);
 	count(&pager->device->self->dirty_frames, 1);
 	/* The periodic write-back sleeps without a timer while nothing is dirty. */
@@ -43,7 +45,8 @@ void frame_dirtied(struct pager *pager, struct op *op, uint64_t page)
 
 void frame_cleaned(struct pager *pager, struct op *op, uint64_t page)
 {
-	device_mark_dirty(op, dpa_page(pager, page), false);
+	if (pager->table == NULL)
+		device_mark_dirty(op, pager_dpa(pager, page), false);
 	pageset_remove(&pager->dirty_set, page);
 	atomic_fetch_sub(&pager->device->self->dirty_frames, 1);
 	atomic_fetch_sub(&pager->dirty, 1);
@@ -93,12 +96,13 @@ void pager_write(struct pager *pager, struct op *op, uint64_t page, const void *
 void frames_unlock(struct pager *pager, struct op *op, const struct batch *batch)
 {
 	for (unsigned i = 0; i < batch->count; i++)
-		device_unlock_page(op, dpa_page(pager, batch->page[i]));
+		pager_unlock(pager, op, batch->page[i]);
 }
 
-static bool pinned_between(const struct pager *pager, uint64_t first, uint64_t end)
+/* Is there a page that must not be protected, or whose memory may not be ours? */
+static bool barred_between(const struct pager *pager, uint64_t first, uint64_t end)
 {
-	while (first < end && !pager_pinned(pager, first))
+	while (first < end && !pager_pinned(pager, first) && !pager_closed(pager, first))
 		first++;
 	return first < end;
 }
@@ -120,7 +124,7 @@ void frames_protect_dirty(struct pager *pager, const struct op *op, const struct
 
 		if (!frame_dirty(pager, page) || pager_pinned(pager, page))
 			continue;
-		if (to == from || page - to > PROTECT_GAP || pinned_between(pager, to, page)) {
+		if (to == from || page - to > PROTECT_GAP || barred_between(pager, to, page)) {
 			protect(pager, from, to);
 			from = page;
 		}
@@ -130,15 +134,31 @@ void frames_protect_dirty(struct pager *pager, const struct op *op, const struct
 	atomic_store(&lane->protecting, false);
 }
 
+bool frame_own(struct pager *pager, struct op *op, uint64_t page)
+{
+	uint64_t old = pager_dpa(pager, page), new;
+
+	if (pager->table == NULL || !frame_dirty(pager, page) || !device_shared(op, old))
+		return true;
+	new = device_take_page(op);
+	if (new == DEVICE_NO_PAGE)
+		return false;
+	/* What the old one holds is the others'; the frame is the truth about ours. */
+	atomic_store(&pager->table[page], (uint32_t)new + 1);
+	device_put_page(op, old);
+	device_unlock_page(op, old);
+	return true;
+}
+
 void frame_store_snapshot(struct pager *pager, struct op *op, uint64_t page)
 {
 	memcpy(op->page, pager_frame(pager, page), PAGE_SIZE);
-	device_store(op, dpa_page(pager, page), op->page);
+	device_store(op, pager_dpa(pager, page), op->page);
 }
 
 bool frame_store(struct pager *pager, struct op *op, uint64_t page)
 {
-	bool stored = device_store(op, dpa_page(pager, page), pager_frame(pager, page));
+	bool stored = device_store(op, pager_dpa(pager, page), pager_frame(pager, page));
 
 	frame_cleaned(pager, op, page);
 	return stored;
@@ -209,6 +229,8 @@ void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 	struct iovec range = { pager_frame(pager, page), PAGE_SIZE };
 	bool resident = pager_resident(pager, page);
 
+	if (resident && !discard && !frame_own(pager, op, page))
+		return;
 	if (resident && frame_dirty(pager, page)) {
 		uffd_protect(pager->uffd, range.iov_base, PAGE_SIZE, true);
 		if (discard)

@@ -37,10 +37,6 @@ static inline struct work *work_of(const struct op *op)
 {
 	return op->work;
 }
-static inline uint64_t dpa_page(const struct pager *pager, uint64_t page)
-{
-	return pager->first + page;
-}
 static inline struct lane *lane_of(struct pager *pager, const struct op *op)
 {
 	return &pager->lanes[op->place];
@@ -75,7 +71,7 @@ static inline void frames_give_back(struct pager *pager, uint64_t n)
 }
 
 /* Takes a lock of the pager's, over from a thread that has died if need be. */
-static inline void pager_lock(struct pager *pager, struct futex_lock *lock)
+static inline void take_lock(struct pager *pager, struct futex_lock *lock)
 {
 	futex_lock(lock, futex_name(pager->device->client, thread_id()), clients_holder_dead, pager->device->clients);
 }
@@ -95,6 +91,9 @@ void frame_cleaned(struct pager *pager, struct op *op, uint64_t page);
 void frame_set_pinned(struct pager *pager, uint64_t page, bool on);
 /* Makes a resident page dirty, writable and pinned: from now on no range that is protected contains it. */
 void frame_hold(struct pager *pager, struct op *op, uint64_t page);
+/* Sees to it that nobody else has the page's device page, so that it may be written to: a fork's gets a new one, locked in
+ * its place. Asked before a dirty page is stored. False: the device has none left; the frame must stay. */
+bool frame_own(struct pager *pager, struct op *op, uint64_t page);
 /* Stores a dirty, protected page; false when the device had no room: the frame must go. */
 bool frame_store(struct pager *pager, struct op *op, uint64_t page);
 /* A device write behind the page tables' back may still arrive in a pinned frame: stores a snapshot, it stays dirty. */

@@ -3,11 +3,11 @@
  * host.c - the lifetime of a device in this process, for the functions of cram.h, and what its service thread does.
  */
 #define _GNU_SOURCE
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "error.h"
+#include "memory.h"
 #include "plane.h"
 #include "visit.h"
 
@@ -85,12 +85,13 @@ static int open_existing(const char *path, const struct cram_params *params, str
 
 static int open_with(open_fn *open_device, const char *path, const struct cram_params *params, cram_device **result)
 {
-	struct cram_device *device = calloc(1, sizeof(*device));
+	struct cram_device *device = memory_map(sizeof(*device), -1);
 	sigset_t before;
 	int code;
 
 	if (device == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for a device handle");
+	fork_watch();
 	visits_init(device);
 	host_block_signals(&before);
 	code = open_device(path, params, &device->device);
@@ -120,6 +121,12 @@ int cram_create(const char *path, const struct cram_params *params, cram_device 
 int cram_open(const char *path, cram_device **device)
 {
 	return open_with(open_existing, path, NULL, device);
+}
+
+int host_restart_service(cram_device *device)
+{
+	close(device->service.event_fd);
+	return service_start(&device->service, &device->device, &service_ops, device);
 }
 
 static unsigned count_maps(const struct cram_device *device)
@@ -178,9 +185,10 @@ int cram_close(cram_device *device)
 
 void cram_free(cram_device *device)
 {
-	if (device != NULL)
-		visits_deinit(device);
-	free(device);
+	if (device == NULL)
+		return;
+	visits_deinit(device);
+	memory_unmap(device, sizeof(*device));
 }
 
 int cram_check(const cram_device *device)

@@ -4,7 +4,6 @@
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -21,6 +20,10 @@ static int check_map_params(const struct cram_device *device, const struct cram_
 {
 	uint64_t advertised = device->params.advertised;
 
+	if (p->anonymous != 0)
+		advertised *= DPAS_SPAN;
+	if (p->anonymous > 1 || (p->anonymous && p->dpa != 0))
+		return cram_fail(CRAM_EINVAL, "anonymous %u at 0x%" PRIx64 ": not 0, or 1 at 0", p->anonymous, p->dpa);
 	if (p->dpa % PAGE_SIZE != 0 || p->length % PAGE_SIZE != 0 || p->length == 0 || p->dpa > advertised ||
 	    p->length > advertised - p->dpa)
 		return cram_fail(CRAM_EINVAL,
@@ -48,25 +51,36 @@ static int fail_uffd(int error, bool monitored)
 	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerror(-error));
 }
 
-/* Memory that the descriptor serves, kept from huge pages and from children. NULL, and *code says why. */
-static uint8_t *map_served(int uffd, uint64_t length, bool protect, int *code)
+/* Has the descriptor serve memory, kept from huge pages, and from children too; NULL: new memory. NULL, and *code says why. */
+static uint8_t *map_served(int uffd, void *given, uint64_t length, bool protect, bool children, int *code)
 {
-	uint8_t *memory = memory_map(length, -1);
+	uint8_t *memory = given != NULL ? given : memory_map(length, -1);
 
 	*code = memory == NULL ? -errno : 0;
 	if (memory == NULL)
 		return NULL;
-	madvise(memory, length, MADV_NOHUGEPAGE);
-	madvise(memory, length, MADV_DONTFORK);
+	memory_advise(memory, length, MADV_NOHUGEPAGE);
+	if (!children)
+		memory_advise(memory, length, MADV_DONTFORK);
 	*code = uffd_register(uffd, memory, length, protect);
 	if (*code == 0)
 		return memory;
-	munmap(memory, length);
+	if (given == NULL)
+		memory_unmap(memory, length);
 	return NULL;
 }
 
+void map_spares(struct pager *pager, bool move)
+{
+	int code;
+
+	/* Without them frames are copied. No protection there: a page that was swapped out brings its own along, and
+	 * the pager must be able to write to it. */
+	pager->spares = move ? map_served(pager->uffd, NULL, PAGER_SPARES, false, false, &code) : NULL;
+}
+
 /* The memory itself, and where its frames rest between two pages. */
-static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
+static int map_memory(struct cram_map *map, void *given, uint64_t length, bool monitored)
 {
 	struct pager *pager = &map->pager;
 	bool move;
@@ -74,16 +88,14 @@ static int map_memory(struct cram_map *map, uint64_t length, bool monitored)
 
 	if (code != 0)
 		return fail_uffd(code, monitored);
-	pager->base = map_served(pager->uffd, length, true, &code);
+	pager->base = map_served(pager->uffd, given, length, true, given != NULL, &code);
 	if (pager->base == NULL) {
 		close(pager->uffd);
 		if (code == -ENOMEM)
 			return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
 		return fail_uffd(code, monitored);
 	}
-	/* Without them frames are copied. No protection there: a page that was swapped out brings its own along, and
-	 * the pager must be able to write to it. */
-	pager->spares = move ? map_served(pager->uffd, PAGER_SPARES, false, &code) : NULL;
+	map_spares(pager, move);
 	return 0;
 }
 
@@ -91,16 +103,16 @@ static void unmap_memory(struct cram_map *map)
 {
 	/* In this order: a thread that still waits for a page wakes when the descriptor closes, and must then find no
 	 * memory (SIGSEGV) rather than the kernel's zeros. */
-	munmap(map->pager.base, map->pager.pages << PAGE_SHIFT);
+	memory_unmap(map->pager.base, map->pager.pages << PAGE_SHIFT);
 	if (map->pager.spares != NULL)
-		munmap(map->pager.spares, PAGER_SPARES);
+		memory_unmap(map->pager.spares, PAGER_SPARES);
 	close(map->pager.uffd);
 }
 
-static int set_up(struct cram_map *map, const struct cram_map_params *params)
+static int set_up(struct cram_map *map, void *given, const struct cram_map_params *params)
 {
 	bool monitored = params->delivery == CRAM_MONITOR;
-	int code = map_memory(map, params->length, monitored);
+	int code = map_memory(map, given, params->length, monitored);
 
 	if (code != 0)
 		return code;
@@ -129,9 +141,9 @@ static struct cram_map *new_map(cram_device *device, const struct cram_map_param
 {
 	struct cram_map *map;
 
-	if (posix_memalign((void **)&map, 64, sizeof(*map)) != 0)
+	map = memory_map(sizeof(*map), -1);
+	if (map == NULL)
 		return NULL;
-	memset(map, 0, sizeof(*map));
 	map->owner = device;
 	map->period_ns = (uint64_t)params->writeback_ms * 1000000;
 	map->pager.device = &device->device;
@@ -143,7 +155,39 @@ static struct cram_map *new_map(cram_device *device, const struct cram_map_param
 	return map;
 }
 
-int cram_map_create(cram_device *device, const struct cram_map_params *params, cram_map **result)
+/* Takes the device pages: a range of them, or a table to put those in that the memory comes to need. */
+static int claim_pages(struct cram_map *map, bool anonymous)
+{
+	struct device *device = map->pager.device;
+	struct dpa_table table;
+	int code;
+
+	if (!anonymous)
+		return device_claim(device, map->pager.first, map->pager.pages, &map->claim);
+	code = device_open_table(device, &table);
+	if (code == 0)
+		map->pager.table = table.entries;
+	return code;
+}
+
+static void unclaim_pages(struct cram_map *map)
+{
+	if (map->pager.table != NULL)
+		device_close_table(map->pager.device);
+	else
+		device_unclaim(map->pager.device, map->claim);
+}
+
+int cram_map_create(cram_device *device, const struct cram_map_params *params, cram_map **map)
+{
+	int code = map_create(device, params, NULL, map);
+
+	if (code == 0 && params->anonymous)
+		pager_open(&(*map)->pager, 0, (*map)->pager.pages);
+	return code;
+}
+
+int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **result)
 {
 	struct cram_map *map;
 	struct visit visit;
@@ -156,20 +200,20 @@ int cram_map_create(cram_device *device, const struct cram_map_params *params, c
 		return cram_fail(CRAM_ENOMEM, "no memory for a mapping handle");
 	code = visit_begin_at(device, &visit, true);
 	if (code != 0) {
-		free(map);
+		cram_map_free(map);
 		return code;
 	}
-	code = device_claim(&device->device, map->pager.first, map->pager.pages, &map->claim);
+	code = claim_pages(map, params->anonymous);
 	if (code == 0) {
-		code = set_up(map, params);
+		code = set_up(map, memory, params);
 		if (code != 0)
-			device_unclaim(&device->device, map->claim);
+			unclaim_pages(map);
 		else
 			list_map(device, NULL, map);
 	}
 	visit_end(&visit);
 	if (code != 0) {
-		free(map);
+		cram_map_free(map);
 		return code;
 	}
 	*result = map;
@@ -200,20 +244,24 @@ void cram_unmap(cram_map *map)
 	 * page operations stop to look for frames here. A device with mappings does not close: a visit is to be had. */
 	delivery_stop(&map->delivery);
 	visit_begin_op(device, &visit);
-	pager_evict_all(&map->pager, visit.op);
+	if (map->pager.table != NULL)
+		pager_discard(&map->pager, visit.op, 0, map->pager.pages);
+	else
+		pager_evict_all(&map->pager, visit.op);
 	visit_end(&visit);
 	visit_begin_at(device, &visit, true);
 	list_map(device, map, NULL);
 	map->closed = true;
 	unmap_memory(map);
-	device_unclaim(&device->device, map->claim);
+	unclaim_pages(map);
 	pager_deinit(&map->pager);
 	visit_end(&visit);
 }
 
 void cram_map_free(cram_map *map)
 {
-	free(map);
+	if (map != NULL)
+		memory_unmap(map, sizeof(*map));
 }
 
 void *cram_map_address(const cram_map *map)

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "error.h"
 #include "evict.h"
@@ -33,7 +32,9 @@ int pager_init(struct pager *pager)
 	pager->referenced = memory_map(bitmap_size(pager), -1);
 	pager->pinned = memory_map(bitmap_size(pager), -1);
 	pager->age = memory_map(pager->pages * sizeof(*pager->age), -1);
-	if (!sets || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
+	if (pager->table != NULL)
+		pager->opened = memory_map(bitmap_size(pager), -1);
+	if (!sets || (pager->table != NULL && pager->opened == NULL) || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
 		pager_deinit(pager);
 		return cram_fail(CRAM_ENOMEM, "no memory for the tables of a mapping of %llu pages",
 				 (unsigned long long)pager->pages);
@@ -47,11 +48,13 @@ void pager_deinit(struct pager *pager)
 	pageset_deinit(&pager->resident_set);
 	pageset_deinit(&pager->dirty_set);
 	if (pager->referenced != NULL)
-		munmap(pager->referenced, bitmap_size(pager));
+		memory_unmap(pager->referenced, bitmap_size(pager));
 	if (pager->pinned != NULL)
-		munmap(pager->pinned, bitmap_size(pager));
+		memory_unmap(pager->pinned, bitmap_size(pager));
+	if (pager->opened != NULL)
+		memory_unmap(pager->opened, bitmap_size(pager));
 	if (pager->age != NULL)
-		munmap(pager->age, pager->pages * sizeof(*pager->age));
+		memory_unmap(pager->age, pager->pages * sizeof(*pager->age));
 }
 
 /* Writes back locked pages that stay resident, but those whose write the device dropped. Unlocks them all. */
@@ -107,9 +110,9 @@ static void write_fault_around(struct pager *pager, struct op *op, uint64_t page
 
 	frame_dirtied(pager, op, page);
 	frame_set_referenced(pager, page, true);
-	while (end < page + stream->depth && end < pager->pages && device_trylock_page(op, dpa_page(pager, end))) {
+	while (end < page + stream->depth && end < pager->pages && pager_lock_known(pager, op, end, false)) {
 		if (!pager_resident(pager, end) || frame_dirty(pager, end)) {
-			device_unlock_page(op, dpa_page(pager, end));
+			pager_unlock(pager, op, end);
 			break;
 		}
 		frame_dirtied(pager, op, end++);
@@ -117,7 +120,7 @@ static void write_fault_around(struct pager *pager, struct op *op, uint64_t page
 	uffd_protect(pager->uffd, pager_frame(pager, page), (end - page) << PAGE_SHIFT, false);
 	stream->next = end;
 	while (--end > page)
-		device_unlock_page(op, dpa_page(pager, end));
+		pager_unlock(pager, op, end);
 }
 
 /* A fault on a page that is there: its first write, or one that another thread has answered meanwhile. */
@@ -141,16 +144,14 @@ static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsign
 {
 	unsigned n = 0;
 
-	if (device_load(op, dpa_page(pager, page), to) != 0)
+	if (device_load(op, pager_dpa(pager, page), to) != 0)
 		return 0;
 	for (n = 1; n < most && page + n < pager->pages; n++) {
-		uint64_t next = dpa_page(pager, page + n);
-
-		if (!device_trylock_page(op, next))
+		if (pager_closed(pager, page + n) || !pager_trylock(pager, op, page + n))
 			break;
-		if (pager_resident(pager, page + n) || device_poisoned(op, next) ||
-		    device_load(op, next, to + n * PAGE_SIZE) != 0) {
-			device_unlock_page(op, next);
+		if (pager_resident(pager, page + n) || device_poisoned(op, pager_dpa(pager, page + n)) ||
+		    device_load(op, pager_dpa(pager, page + n), to + n * PAGE_SIZE) != 0) {
+			pager_unlock(pager, op, page + n);
 			break;
 		}
 	}
@@ -201,6 +202,9 @@ static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n
 		code = move_frames(pager, to, from, n, !write, &filled);
 	if (code != 0)
 		code = uffd_copy(pager->uffd, to + filled, from + filled, ((size_t)n << PAGE_SHIFT) - filled, !write, &copied);
+	/* The program has given a part of them another protection: the kernel fills one mapping a call. */
+	if (code == -ENOENT && n > 1 && filled + copied == 0)
+		uffd_copy(pager->uffd, to, from, PAGE_SIZE, !write, &copied);
 	if (move)
 		frames_drop_spares(pager, op, (unsigned)(filled >> PAGE_SHIFT), n);
 	if (code != 0) {
@@ -224,11 +228,18 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 
 	evict_reserve(pager, op, want, &supply);
 	frames = supply.spare > 0 ? frames_spare(pager, op) : op->batch;
-	device_lock_page(op, dpa_page(pager, page));
+	if (!pager_lock(pager, op, page)) {
+		frames_drop_spares(pager, op, 0, supply.spare);
+		frames_give_back(pager, supply.frames);
+		return FAULT_FAILED;
+	}
 	stream->next = page + 1;
-	if (pager_resident(pager, page)) {
+	/* About to be closed, or just opened: the access finds out. */
+	if (pager_closed(pager, page)) {
+		result = FAULT_DONE;
+	} else if (pager_resident(pager, page)) {
 		fault_resident(pager, op, page, write, stream);
-	} else if (device_poisoned(op, dpa_page(pager, page)) ||
+	} else if (device_poisoned(op, pager_dpa(pager, page)) ||
 		   (n = gather(pager, op, page, supply.frames, frames)) == 0) {
 		result = FAULT_POISON;
 		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
@@ -244,8 +255,8 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 			result = FAULT_FAILED;
 	}
 	for (unsigned i = 1; i < n; i++)
-		device_unlock_page(op, dpa_page(pager, page + i));
-	device_unlock_page(op, dpa_page(pager, page));
+		pager_unlock(pager, op, page + i);
+	pager_unlock(pager, op, page);
 	frames_drop_spares(pager, op, n, supply.spare);
 	if (supply.frames > n)
 		frames_give_back(pager, supply.frames - n);
@@ -273,14 +284,16 @@ static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t e
 				continue;
 			}
 			/* Waits for the first page of a batch only: never with pages in hand. */
-			if (batch->count == 0)
-				device_lock_page(op, dpa_page(pager, page));
-			else if (!device_trylock_page(op, dpa_page(pager, page)))
-				break;
-			if (frame_dirty(pager, page))
+			if (!pager_lock_known(pager, op, page, batch->count == 0)) {
+				if (batch->count > 0)
+					break;
+				page++;
+				continue;
+			}
+			if (frame_dirty(pager, page) && frame_own(pager, op, page))
 				batch->page[batch->count++] = page;
 			else
-				device_unlock_page(op, dpa_page(pager, page));
+				pager_unlock(pager, op, page);
 			page++;
 		}
 		clean_batch(pager, op, batch);
@@ -325,6 +338,9 @@ void pager_write_back_due(struct pager *pager, struct op *op, uint64_t ms)
 {
 	uint64_t redirtied = count_redirtied(pager);
 	uint64_t from;
+
+	if (atomic_load(&pager->held) != 0)
+		return;
 
 	/* A page that is cleaned and left alone costs the program nothing: only faults use the credit up. */
 	pager->credit += CREDIT_PER_MS * (int64_t)ms - (int64_t)(redirtied - pager->redirtied);

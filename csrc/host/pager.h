@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * pager.h - frames under a budget: a range of the device as memory, one DPA for each page.
+ * pager.h - frames under a budget: memory whose pages are a range of the device, one to one, or anonymous: each gets a
+ * device page of its own at its first touch, which forks share until one of them writes.
  *
  * It does not know how a fault arrives (delivery.h), nor who else has the device open. Pages are numbered from the
  * mapping's start. Per page it keeps bits (resident, dirty, referenced, pinned) and 16 bits of write-back age.
@@ -53,7 +54,10 @@ struct pager {
 	struct device *device;
 	uint8_t *base;
 	uint64_t pages;
-	uint64_t first;       /* DPA of the first page, in pages */
+	uint64_t first;       /* DPA of the first page, in pages; one to one */
+	_Atomic uint32_t *table; /* the device page of each page (dpas.h); NULL: one to one */
+	_Atomic uint64_t *opened; /* bitmap, anonymous: pages that may be accessed; others never get a frame */
+	_Atomic uint32_t held;   /* while not 0 no frame is evicted, and the window may be exceeded */
 	int uffd;
 	uint8_t *spares;      /* DEVICE_BATCH pages a place, empty but during an eviction; NULL: frames cannot be moved */
 	bool wake;            /* somebody may sleep on a page that turns out to be there (monitor delivery) */
@@ -113,7 +117,41 @@ void pager_evict_all(struct pager *pager, struct op *op);
 int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
 int pager_unpin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
 
+/* Anonymous memory: */
+
+/* Drops the pages of a range and gives their device pages back: they read as zeros. */
+void pager_discard(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+/* Writes back and drops the frames of a range. */
+void pager_evict(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+/* Whether the pages of a range may get frames: at first they may not. Closing drops those they have. */
+void pager_close(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
+void pager_open(struct pager *pager, uint64_t first, uint64_t count);
+/* Moves the pages of a range, both closed, to another that has none. */
+void pager_move(struct pager *pager, struct op *op, uint64_t from, uint64_t to, uint64_t count);
+/* Takes a page over that the kernel has filled before anybody watched: a dirty frame. False: the device has no page. */
+bool pager_adopt(struct pager *pager, struct op *op, uint64_t page);
+/* The page, at or after this one, whose device page is dpa; UINT64_MAX when none is. A walk through the table. */
+uint64_t pager_find(const struct pager *pager, uint64_t page, uint64_t dpa);
+
+/* Locks a page: its device page, for which anonymous memory may have to take one. False: the device has none left. */
+bool pager_lock(struct pager *pager, struct op *op, uint64_t page);
+/* The same without waiting. */
+bool pager_trylock(struct pager *pager, struct op *op, uint64_t page);
+/* Locks a page, waiting or not, if it has a device page. */
+bool pager_lock_known(struct pager *pager, struct op *op, uint64_t page, bool wait);
+void pager_unlock(struct pager *pager, struct op *op, uint64_t page);
+
 /* On a page that op has locked: */
+
+/* The page's device page. */
+static inline uint64_t pager_dpa(const struct pager *pager, uint64_t page)
+{
+	return pager->table == NULL ? pager->first + page : atomic_load_explicit(&pager->table[page], memory_order_relaxed) - 1;
+}
+static inline bool pager_closed(const struct pager *pager, uint64_t page)
+{
+	return pager->opened != NULL && !(atomic_load_explicit(&pager->opened[page / 64], memory_order_relaxed) >> page % 64 & 1);
+}
 
 static inline bool pager_resident(const struct pager *pager, uint64_t page)
 {

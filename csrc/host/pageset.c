@@ -3,7 +3,6 @@
 
 #include <stddef.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "memory.h"
 
@@ -31,7 +30,7 @@ bool pageset_init(struct pageset *set, uint64_t pages)
 void pageset_deinit(struct pageset *set)
 {
 	if (set->memory != NULL)
-		munmap(set->memory, set->size);
+		memory_unmap(set->memory, set->size);
 	set->memory = NULL;
 }
 

@@ -18,11 +18,14 @@ static bool pinned_by(const struct pager *pager, uint64_t page, unsigned except)
 static void release_pages(struct pager *pager, struct op *op, uint64_t first, uint64_t count, unsigned except)
 {
 	for (uint64_t page = first; page < first + count; page++) {
+		bool known;
+
 		if (pinned_by(pager, page, except))
 			continue;
-		device_lock_page(op, dpa_page(pager, page));
+		known = pager_lock_known(pager, op, page, true);
 		frame_set_pinned(pager, page, false);
-		device_unlock_page(op, dpa_page(pager, page));
+		if (known)
+			pager_unlock(pager, op, page);
 		pager->pinned_pages--;
 	}
 }
@@ -33,13 +36,14 @@ static enum fault_result pin_page(struct pager *pager, struct op *op, uint64_t p
 	for (;;) {
 		enum fault_result result;
 
-		device_lock_page(op, dpa_page(pager, page));
+		if (!pager_lock(pager, op, page))
+			return FAULT_FAILED;
 		if (pager_resident(pager, page)) {
 			frame_hold(pager, op, page);
-			device_unlock_page(op, dpa_page(pager, page));
+			pager_unlock(pager, op, page);
 			return FAULT_DONE;
 		}
-		device_unlock_page(op, dpa_page(pager, page));
+		pager_unlock(pager, op, page);
 		result = pager_fault(pager, op, page, true);
 		if (result != FAULT_DONE)
 			return result;
@@ -84,7 +88,7 @@ int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count
 {
 	int code;
 
-	pager_lock(pager, &pager->pin_lock);
+	take_lock(pager, &pager->pin_lock);
 	code = pin_range(pager, op, first, count);
 	futex_unlock(&pager->pin_lock);
 	return code;
@@ -94,7 +98,7 @@ int pager_unpin(struct pager *pager, struct op *op, uint64_t first, uint64_t cou
 {
 	int code = CRAM_EINVAL;
 
-	pager_lock(pager, &pager->pin_lock);
+	take_lock(pager, &pager->pin_lock);
 	for (unsigned i = 0; i < pager->pin_count && code != 0; i++) {
 		if (pager->pins[i].first != first || pager->pins[i].count != count)
 			continue;

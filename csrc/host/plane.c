@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "error.h"
-#include "error.h"
 #include "plane.h"
 
 /* ---- the data plane -------------------------------------------------------------------------------------- */
@@ -17,10 +16,25 @@ static struct pager *find_pager(struct cram_device *device, uint64_t page, uint6
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		struct cram_map *map = device->maps[i];
 
-		if (map != NULL && page - map->pager.first < map->pager.pages) {
+		if (map != NULL && map->pager.table == NULL && page - map->pager.first < map->pager.pages) {
 			*index = page - map->pager.first;
 			return &map->pager;
 		}
+	}
+	return NULL;
+}
+
+/* The same for a page of anonymous memory, which the caller has locked: no list says where it is, and few ask. */
+static struct pager *find_anonymous(struct cram_device *device, uint64_t page, uint64_t *index)
+{
+	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
+		struct cram_map *map = device->maps[i];
+
+		if (map == NULL || map->pager.table == NULL)
+			continue;
+		*index = pager_find(&map->pager, 0, page);
+		if (*index != UINT64_MAX)
+			return &map->pager;
 	}
 	return NULL;
 }
@@ -197,11 +211,15 @@ int plane_command(cram_device *device, struct op *op, enum request_kind kind, ui
 {
 	uint64_t page = dpa >> PAGE_SHIFT, index = 0;
 	unsigned line = (unsigned)(dpa % PAGE_SIZE / LINE_SIZE);
-	struct pager *pager = find_pager(device, page, &index);
+	bool anonymous = dpas_taken(&device->device.dpas, page);
+	struct pager *pager;
 	int code = 0;
 
 	device_lock_page(op, page);
-	if (device_foreign(op, page)) {
+	pager = anonymous ? find_anonymous(device, page, &index) : find_pager(device, page, &index);
+	if (anonymous && pager == NULL) {
+		code = CRAM_ENOENT;
+	} else if (!anonymous && device_foreign(op, page)) {
 		code = CRAM_EBUSY;
 	} else if (pager != NULL && pager_resident(pager, index) && pager_pinned(pager, index)) {
 		code = CRAM_EPERM;

@@ -8,6 +8,9 @@
 
 #include "device/futex.h"
 
+/* The C library's own name for it: a preloaded library may stand in front of the other. */
+extern int __sigaction(int number, const struct sigaction *action, struct sigaction *old);
+
 /* The program may install a handler over ours, and ours then comes in front of that again: a chain in which our
  * function appears several times. Each appearance is a function of its own, so that it knows what came before it; a
  * program that calls, or puts back, what it found there reaches the right one. */
@@ -64,7 +67,7 @@ static void die(siginfo_t *info)
 	struct sigaction action = { .sa_handler = SIG_DFL };
 
 	atomic_store(&dying, true);
-	sigaction(SIGBUS, &action, NULL);
+	__sigaction(SIGBUS, &action, NULL);
 	/* Queued while the handler has it blocked, delivered as the handler returns. A thread may send itself any
 	 * siginfo (kernel/signal.c, do_rt_tgsigqueueinfo()). */
 	syscall(SYS_rt_tgsigqueueinfo, getpid(), thread_id(), SIGBUS, info);
@@ -139,7 +142,7 @@ void sigbus_install(sigbus_fn *fn, bool expected)
 	struct sigaction now;
 	unsigned depth;
 
-	sigaction(SIGBUS, NULL, &now);
+	__sigaction(SIGBUS, NULL, &now);
 	if (is_ours(&now) || atomic_load(&dying))
 		return;
 	faulted = fn;
@@ -148,7 +151,7 @@ void sigbus_install(sigbus_fn *fn, bool expected)
 	ours.sa_sigaction = handlers[depth];
 	/* The whole handler runs with every signal blocked: nothing may interrupt a thread that holds a page. */
 	sigfillset(&ours.sa_mask);
-	sigaction(SIGBUS, &ours, NULL);
+	__sigaction(SIGBUS, &ours, NULL);
 	if (!expected)
 		warn_once();
 }

@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "error.h"
+#include "memory.h"
 
 /* The deepest call holds a chain and a batch; a program near its limits must not fail for the usual 8 MiB. */
 #define STACK_SIZE (256u << 10)
@@ -27,7 +27,7 @@ static void *begin(void *memory)
 	struct start start = *(struct start *)memory;
 	void *result;
 
-	free(memory);
+	memory_unmap(memory, sizeof(start));
 	atomic_fetch_add(&running, 1);
 	result = start.run(start.argument);
 	atomic_fetch_sub(&running, 1);
@@ -36,7 +36,7 @@ static void *begin(void *memory)
 
 int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *what)
 {
-	struct start *start = malloc(sizeof(*start));
+	struct start *start = memory_map(sizeof(*start), -1);
 	pthread_attr_t attributes;
 	sigset_t all, before;
 	int error;
@@ -45,6 +45,8 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const 
 		return cram_fail(CRAM_ENOMEM, "no memory for the %s thread", what);
 	*start = (struct start){ run, argument };
 	sigfillset(&all);
+	/* Not what a seccomp filter raises: blocked, it kills. */
+	sigdelset(&all, SIGSYS);
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, STACK_SIZE);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -53,7 +55,7 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const 
 	pthread_attr_destroy(&attributes);
 	if (error == 0)
 		return 0;
-	free(start);
+	memory_unmap(start, sizeof(*start));
 	return cram_fail(CRAM_ENOMEM, "no %s thread: %s", what, strerror(error));
 }
 
@@ -69,12 +71,7 @@ bool thread_alone(void)
 	return alone;
 }
 
-static void forget_threads(void)
+void threads_forget(void)
 {
 	atomic_store(&running, 0);
-}
-
-__attribute__((constructor)) static void watch_fork(void)
-{
-	pthread_atfork(NULL, NULL, forget_threads);
 }

@@ -11,6 +11,8 @@
 /* Starts a thread with every signal blocked, so that the program's handlers run in its own threads. CRAM_ENOMEM,
  * naming it as what. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *what);
+/* In a child of fork: they are not there. */
+void threads_forget(void);
 /* Asked by a thread of the program with signals blocked: is it the only one, apart from those started here, and so for
  * as long as it does not go on? False when /proc cannot tell. Not seen: a process that shares the memory without being a
  * thread (CLONE_VM alone), and one that writes to it from outside (ptrace, process_vm_writev). Async-signal-safe. */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cram.h"
+#include "memory.h"
 
 /* Debian 12's <linux/userfaultfd.h> is of Linux 6.1. */
 #ifndef UFFD_FEATURE_POISON
@@ -203,8 +204,7 @@ int uffd_drop(const struct iovec *ranges, int n)
 		done = syscall(SYS_process_madvise, self, ranges, n, MADV_DONTNEED_LOCKED, 0);
 	/* Again for those that are gone already does no harm: nobody can have filled them meanwhile. */
 	for (int i = 0; i < n && done != total && code == 0; i++)
-		if (madvise(ranges[i].iov_base, ranges[i].iov_len, MADV_DONTNEED_LOCKED) != 0)
-			code = -errno;
+		code = memory_advise(ranges[i].iov_base, ranges[i].iov_len, MADV_DONTNEED_LOCKED);
 	errno = saved;
 	return code;
 }

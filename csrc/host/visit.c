@@ -9,20 +9,16 @@
 
 static uint32_t fork_generation;
 
-static void count_fork(void)
+void visits_forget(void)
 {
 	fork_generation++;
-}
-
-__attribute__((constructor)) static void watch_fork(void)
-{
-	pthread_atfork(NULL, NULL, count_fork);
 }
 
 void visits_init(cram_device *device)
 {
 	pthread_rwlockattr_t attributes;
 
+	/* Also for a handle that a child of fork takes over. */
 	device->fork_generation = fork_generation;
 	/* Writers first: a stream of page operations must not keep a map or unmap waiting for ever. */
 	pthread_rwlockattr_init(&attributes);
@@ -63,6 +59,7 @@ void host_block_signals(sigset_t *before)
 	sigdelset(&mask, SIGFPE);
 	sigdelset(&mask, SIGILL);
 	sigdelset(&mask, SIGTRAP);
+	sigdelset(&mask, SIGSYS);
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, before, _NSIG / 8);
 }
 

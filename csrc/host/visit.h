@@ -41,8 +41,20 @@ struct cram_device {
 	struct cram_map *maps[CLAIMS_MAX];
 };
 
+/* cram_map_create(), in memory that the caller has reserved for it; NULL: in new memory. Of anonymous memory no page may be
+ * accessed yet (pager_open()), and children of fork inherit what the caller has reserved. */
+int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **map);
+/* In a child of fork that takes the device over: its own service thread. */
+int host_restart_service(cram_device *device);
+/* Gives a mapping that can move frames its spare pages. */
+void map_spares(struct pager *pager, bool move);
+
 /* Makes a new handle one that can be visited, by this process. */
 void visits_init(cram_device *device);
+/* Has the core hear of forks from now on (fork.c). */
+void fork_watch(void);
+/* In a child of fork: what was opened before cannot be visited. */
+void visits_forget(void);
 void visits_deinit(cram_device *device);
 /* Was the device opened before the fork that made this process? */
 bool host_forked(const cram_device *device);

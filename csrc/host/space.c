@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "space.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "error.h"
+#include "memory.h"
+#include "uffd.h"
+#include "visit.h"
+
+/* What mincore(2) is asked of at once. */
+#define MINCORE_PAGES 4096u
+
+static uint64_t page_of(uint64_t bytes)
+{
+	return bytes >> PAGE_SHIFT;
+}
+
+int space_protect(cram_map *map, uint64_t offset, uint64_t length, int protection)
+{
+	uint8_t *start = map->pager.base + offset;
+	struct visit visit;
+	int code;
+
+	if (protection != PROT_NONE) {
+		code = memory_protect(start, length, protection);
+		if (code == 0)
+			pager_open(&map->pager, page_of(offset), page_of(length));
+		return code;
+	}
+	/* In this order: a frame that nobody may read could not be written back. */
+	code = visit_begin_op(map->owner, &visit);
+	if (code != 0)
+		return code;
+	pager_close(&map->pager, visit.op, page_of(offset), page_of(length));
+	code = memory_protect(start, length, protection);
+	visit_end(&visit);
+	return code;
+}
+
+void space_discard(cram_map *map, uint64_t offset, uint64_t length)
+{
+	struct visit visit;
+
+	if (visit_begin_op(map->owner, &visit) != 0)
+		return;
+	pager_discard(&map->pager, visit.op, page_of(offset), page_of(length));
+	visit_end(&visit);
+}
+
+void space_move(cram_map *map, uint64_t from, uint64_t to, uint64_t length)
+{
+	struct visit visit;
+
+	if (visit_begin_op(map->owner, &visit) != 0)
+		return;
+	pager_move(&map->pager, visit.op, page_of(from), page_of(to), page_of(length));
+	visit_end(&visit);
+}
+
+/* Calls act for the pages of a range that the kernel has filled; stops, and says false, when it does. */
+typedef bool present_fn(struct pager *pager, struct op *op, uint64_t page);
+
+static bool for_present(struct pager *pager, struct op *op, uint64_t first, uint64_t count, present_fn *act)
+{
+	unsigned char present[MINCORE_PAGES];
+
+	for (uint64_t done = 0; done < count; done += MINCORE_PAGES) {
+		uint64_t n = count - done < MINCORE_PAGES ? count - done : MINCORE_PAGES;
+
+		if (memory_call(SYS_mincore, (long)pager_frame(pager, first + done), (long)(n << PAGE_SHIFT),
+				(long)present, 0, 0, 0) != 0)
+			continue;
+		for (uint64_t i = 0; i < n; i++)
+			if ((present[i] & 1) && !act(pager, op, first + done + i))
+				return false;
+	}
+	return true;
+}
+
+int space_adopt(cram_map *map, uint64_t offset, uint64_t length)
+{
+	struct visit visit;
+	bool adopted;
+	int code = visit_begin_op(map->owner, &visit);
+
+	if (code != 0)
+		return code;
+	adopted = for_present(&map->pager, visit.op, page_of(offset), page_of(length), pager_adopt);
+	pager_open(&map->pager, page_of(offset), page_of(length));
+	visit_end(&visit);
+	return adopted ? 0 : cram_fail(CRAM_ENOSPC, "the device has no pages left");
+}
+
+int space_register(cram_map *map, uint64_t offset, uint64_t length)
+{
+	return uffd_register(map->pager.uffd, map->pager.base + offset, length, true);
+}
+
+void space_hold(cram_map *map)
+{
+	atomic_fetch_add(&map->pager.held, 1);
+}
+
+void space_release(cram_map *map)
+{
+	atomic_fetch_sub(&map->pager.held, 1);
+}
+
+/* A page that the kernel filled with zeros, because the child touched it before anybody watched, hides what it holds. */
+static bool drop_stray(struct pager *pager, struct op *op, uint64_t page)
+{
+	struct iovec range = { pager_frame(pager, page), PAGE_SIZE };
+
+	(void)op;
+	if (!pager_resident(pager, page))
+		uffd_drop(&range, 1);
+	return true;
+}
+
+void space_drop_strays(cram_map *map, uint64_t offset, uint64_t length)
+{
+	for_present(&map->pager, NULL, page_of(offset), page_of(length), drop_stray);
+}
