@@ -33,14 +33,16 @@ def declarations(header: str) -> str:
     return "\n".join(line for line in header.splitlines() if not line.startswith("#"))
 
 
+SOURCES = sorted(
+    glob("csrc/*.c") + glob("csrc/device/*.c") + glob("csrc/host/*.c")
+)
+
 ffibuilder = FFI()
 ffibuilder.cdef(declarations(Path("csrc/cram.h").read_text(encoding="ascii")))
 ffibuilder.set_source(
     "cram_emu._cram",
     WRAPPER_PROLOGUE,
-    sources=sorted(
-        glob("csrc/*.c") + glob("csrc/device/*.c") + glob("csrc/host/*.c") + glob("csrc/lab/*.c")
-    ),
+    sources=SOURCES + sorted(glob("csrc/lab/*.c")),
     include_dirs=["csrc"],
     libraries=["lz4", "zstd"],
     extra_compile_args=COMPILE_FLAGS,

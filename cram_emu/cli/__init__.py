@@ -36,6 +36,7 @@ SUBCOMMANDS = (
     ("demo", "cram_emu.cli.demo", "watch a device compress, warn, overflow and poison"),
     ("info", "cram_emu.cli.info", "show what this host permits, and what follows from it"),
     ("bench", "cram_emu.cli.bench", "measure the device beside kernel zram swap"),
+    ("run", "cram_emu.cli.run", "run a program with its memory on a device"),
     ("create", "cram_emu.cli.create", "make a device that stays, under a name"),
     ("list", "cram_emu.cli.list", "show the devices that have names, and who uses them"),
     ("rm", "cram_emu.cli.rm", "remove a device that has a name"),

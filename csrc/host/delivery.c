@@ -265,7 +265,7 @@ static void answer(struct delivery *delivery, const struct uffd_msg *message)
 static void *monitor(void *argument)
 {
 	struct delivery *delivery = argument;
-	struct pollfd fds[2] = { { .fd = delivery->pager->uffd, .events = POLLIN },
+	struct pollfd fds[2] = { { .fd = delivery->fd, .events = POLLIN },
 				 { .fd = delivery->stop, .events = POLLIN } };
 	struct uffd_msg messages[MESSAGES];
 
@@ -276,16 +276,17 @@ static void *monitor(void *argument)
 			continue;
 		if (fds[1].revents != 0)
 			return NULL;
-		n = read(delivery->pager->uffd, messages, sizeof(messages));
+		n = read(delivery->fd, messages, sizeof(messages));
 		for (ssize_t i = 0; i < n / (ssize_t)sizeof(messages[0]); i++)
 			answer(delivery, &messages[i]);
 	}
 }
 
-static int start_monitor(struct delivery *delivery)
+int delivery_monitor(struct delivery *delivery, int fd)
 {
 	int code;
 
+	delivery->fd = fd;
 	delivery->stop = eventfd(0, EFD_CLOEXEC);
 	if (delivery->stop < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerror(errno));
@@ -315,7 +316,7 @@ int delivery_start(struct delivery *delivery, struct pager *pager, bool monitore
 	if (delivery->region < 0)
 		return cram_fail(CRAM_EBUSY, "this process has %u mappings already", REGIONS_MAX);
 	if (monitored)
-		code = start_monitor(delivery);
+		code = delivery_monitor(delivery, pager->uffd);
 	if (code != 0)
 		remove_region(delivery->region);
 	return code;

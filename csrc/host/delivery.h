@@ -24,14 +24,18 @@ struct delivery {
 	struct pager *pager;
 	bool monitored;
 	int region;               /* our row of the process's table */
-	int stop;                 /* eventfd that ends the monitor */
+	int fd;                   /* the descriptor that the monitor reads */
+	int stop;                 /* eventfd that ends it */
 	pthread_t monitor;
 	_Atomic uint64_t poison_faults;
 };
 
-/* Starts to deliver the pager's faults; its range is mapped and registered. delivery stays where it is until
+/* Starts to deliver the pager's faults; its range is mapped, and is registered next: starting a
+ * thread may touch memory that it will serve. delivery stays where it is until
  * delivery_stop(). CRAM_EBUSY: too many mappings in this process; CRAM_ENOMEM. */
 int delivery_start(struct delivery *delivery, struct pager *pager, bool monitored);
+/* Starts the monitor of a delivery that is inline until now: it reads fd, which is to become the pager's. CRAM_ENOMEM. */
+int delivery_monitor(struct delivery *delivery, int fd);
 /* Lets no thread begin to resolve a fault, and returns when none is at it; they wait until delivery_resume(). */
 void delivery_pause(void);
 void delivery_resume(void);

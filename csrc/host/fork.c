@@ -107,13 +107,41 @@ static void forget_holders(struct pager *pager)
 		atomic_store(&pager->lanes[i].protecting, false);
 }
 
+/* Has a new descriptor serve the memory. */
+static int serve(cram_map *map, bool sigbus, bool *move)
+{
+	if (uffd_open(sigbus, &map->pager.uffd, move) != 0)
+		return CRAM_EPERM;
+	inherited.walk(map, serve_part);
+	return inherited.code;
+}
+
+/* A thread cannot be started before its memory is served: so inline first, and then by the monitor. Between the two nobody
+ * touches it; closing the first descriptor gives the memory up. */
+static int change_to_monitor(cram_map *map, bool *move)
+{
+	int before = map->pager.uffd, fd, code;
+
+	if (uffd_open(false, &fd, move) != 0)
+		return CRAM_EPERM;
+	code = delivery_monitor(&map->delivery, fd);
+	if (code != 0)
+		return code;
+	close(before);
+	map->pager.uffd = fd;
+	map->pager.wake = true;
+	map->delivery.monitored = true;
+	inherited.walk(map, serve_part);
+	return inherited.code;
+}
+
 static int take_over(cram_map *map)
 {
 	struct cram_device *device = map->owner;
 	struct pager *pager = &map->pager;
 	struct dpa_table table;
 	int code = inherited.code;
-	bool move;
+	bool monitored = map->delivery.monitored, move;
 
 	if (code == 0)
 		code = device_become(&device->device, &inherited.fork, &table);
@@ -125,14 +153,17 @@ static int take_over(cram_map *map)
 	atomic_store(&device->device.self->resident_frames, atomic_load(&pager->resident));
 	atomic_store(&device->device.self->dirty_frames, atomic_load(&pager->dirty));
 	close(pager->uffd);
-	if (uffd_open(!map->delivery.monitored, &pager->uffd, &move) != 0)
-		return CRAM_EPERM;
-	inherited.walk(map, serve_part);
-	map_spares(pager, move && pager->spares != NULL);
-	code = inherited.code;
+	pager->wake = false;
+	code = serve(map, true, &move);
 	if (code == 0)
-		code = delivery_start(&map->delivery, pager, map->delivery.monitored);
-	return code != 0 ? code : host_restart_service(device);
+		code = delivery_start(&map->delivery, pager, false);
+	if (code == 0)
+		code = host_restart_service(device);
+	if (code == 0 && monitored)
+		code = change_to_monitor(map, &move);
+	if (code == 0)
+		map_spares(pager, move && pager->spares != NULL);
+	return code;
 }
 
 static void in_child(void)

@@ -51,35 +51,30 @@ static int fail_uffd(int error, bool monitored)
 	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerror(-error));
 }
 
-/* Has the descriptor serve memory, kept from huge pages, and from children too; NULL: new memory. NULL, and *code says why. */
-static uint8_t *map_served(int uffd, void *given, uint64_t length, bool protect, bool children, int *code)
+/* Memory of ours, kept from huge pages and from children; NULL: none. */
+static uint8_t *map_private(uint64_t length)
 {
-	uint8_t *memory = given != NULL ? given : memory_map(length, -1);
+	uint8_t *memory = memory_map(length, -1);
 
-	*code = memory == NULL ? -errno : 0;
 	if (memory == NULL)
 		return NULL;
 	memory_advise(memory, length, MADV_NOHUGEPAGE);
-	if (!children)
-		memory_advise(memory, length, MADV_DONTFORK);
-	*code = uffd_register(uffd, memory, length, protect);
-	if (*code == 0)
-		return memory;
-	if (given == NULL)
-		memory_unmap(memory, length);
-	return NULL;
+	memory_advise(memory, length, MADV_DONTFORK);
+	return memory;
 }
 
 void map_spares(struct pager *pager, bool move)
 {
-	int code;
-
+	pager->spares = move ? map_private(PAGER_SPARES) : NULL;
 	/* Without them frames are copied. No protection there: a page that was swapped out brings its own along, and
 	 * the pager must be able to write to it. */
-	pager->spares = move ? map_served(pager->uffd, NULL, PAGER_SPARES, false, false, &code) : NULL;
+	if (pager->spares != NULL && uffd_register(pager->uffd, pager->spares, PAGER_SPARES, false) != 0) {
+		memory_unmap(pager->spares, PAGER_SPARES);
+		pager->spares = NULL;
+	}
 }
 
-/* The memory itself, and where its frames rest between two pages. */
+/* The memory itself, not served yet, and where its frames rest between two pages. */
 static int map_memory(struct cram_map *map, void *given, uint64_t length, bool monitored)
 {
 	struct pager *pager = &map->pager;
@@ -88,12 +83,10 @@ static int map_memory(struct cram_map *map, void *given, uint64_t length, bool m
 
 	if (code != 0)
 		return fail_uffd(code, monitored);
-	pager->base = map_served(pager->uffd, given, length, true, given != NULL, &code);
+	pager->base = given != NULL ? given : map_private(length);
 	if (pager->base == NULL) {
 		close(pager->uffd);
-		if (code == -ENOMEM)
-			return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
-		return fail_uffd(code, monitored);
+		return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
 	}
 	map_spares(pager, move);
 	return 0;
@@ -119,8 +112,13 @@ static int set_up(struct cram_map *map, void *given, const struct cram_map_param
 	code = pager_init(&map->pager);
 	if (code == 0) {
 		code = delivery_start(&map->delivery, &map->pager, monitored);
-		if (code == 0)
-			return 0;
+		if (code == 0) {
+			code = uffd_register(map->pager.uffd, map->pager.base, params->length, true);
+			if (code == 0)
+				return 0;
+			code = fail_uffd(code, monitored);
+			delivery_stop(&map->delivery);
+		}
 		pager_deinit(&map->pager);
 	}
 	unmap_memory(map);

@@ -88,10 +88,27 @@ static void call_handler(const struct sigaction *action, siginfo_t *info, uconte
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+static sigbus_rescue_fn *rescue;
+
+void sigbus_rescue(sigbus_rescue_fn *fn)
+{
+	rescue = fn;
+}
+
+void sigbus_program_action(const struct sigaction *action, struct sigaction *old)
+{
+	if (old != NULL)
+		*old = *next_of(0);
+	if (action != NULL)
+		set_next(0, action);
+}
+
 void sigbus_pass_on(unsigned depth, siginfo_t *info, ucontext_t *context)
 {
 	struct sigaction action = *next_of(depth);
 
+	if (rescue != NULL && rescue(context))
+		return;
 	if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
 		/* A fault that is ignored kills as well (kernel/signal.c, force_sig_info_to_task()). One that some
 		 * process sent may be ignored. */

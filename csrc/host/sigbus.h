@@ -18,6 +18,12 @@ typedef void sigbus_fn(unsigned depth, siginfo_t *info, ucontext_t *context);
 /* Puts fn in front of whatever handler there is, unless it is there already. One that the program has installed over
  * ours is warned about once on stderr, unless it was to be expected. Callers take turns. */
 void sigbus_install(sigbus_fn *fn, bool expected);
+/* For a library that stands in front of sigaction(2): sets what comes after our first handler, and says what did. Either may
+ * be NULL. */
+void sigbus_program_action(const struct sigaction *action, struct sigaction *old);
+/* Asked before a fault that is not resolved is passed on: true, and the context is where to go on instead. NULL: nobody is. */
+typedef bool sigbus_rescue_fn(ucontext_t *context);
+void sigbus_rescue(sigbus_rescue_fn *fn);
 /* How often ours was put back in front of another. */
 uint64_t sigbus_reinstalled(void);
 

@@ -22,6 +22,13 @@ struct start {
 /* Threads of ours that run: never more than there are, so that thread_alone() errs on the safe side. */
 static _Atomic unsigned long running;
 
+static _Thread_local bool starting __attribute__((tls_model("initial-exec")));
+
+bool thread_starting(void)
+{
+	return starting;
+}
+
 static void *begin(void *memory)
 {
 	struct start start = *(struct start *)memory;
@@ -50,7 +57,9 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const 
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, STACK_SIZE);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
+	starting = true;
 	error = pthread_create(thread, &attributes, begin, start);
+	starting = false;
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
 	if (error == 0)

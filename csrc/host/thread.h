@@ -11,6 +11,8 @@
 /* Starts a thread with every signal blocked, so that the program's handlers run in its own threads. CRAM_ENOMEM,
  * naming it as what. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *what);
+/* Is the calling thread in thread_start()? For a library that stands in front of pthread_create(3). */
+bool thread_starting(void);
 /* In a child of fork: they are not there. */
 void threads_forget(void);
 /* Asked by a thread of the program with signals blocked: is it the only one, apart from those started here, and so for

@@ -70,7 +70,7 @@ class TestHelp:
         assert result.returncode == 0
         assert result.stdout.startswith(f"usage: cram-emu {name} ")
         assert "\nexit codes:\n" in result.stdout
-        assert ("--json" in result.stdout) == (name not in ("ns", "rm"))
+        assert ("--json" in result.stdout) == (name not in ("ns", "rm", "run"))
 
     def test_version(self):
         """--version prints the package's."""

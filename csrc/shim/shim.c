@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "host/space.h"
+#include "host/visit.h"
+#include "memory.h"
+#include "ranges.h"
+#include "signals.h"
+
+/* From cram_emu/lab/launch.py: fields separated by commas, the device's path last. */
+#define SETTINGS "CRAM_EMU_SHIM="
+/* A program that cannot have its memory does not start. */
+#define EXIT_NO_DEVICE 3
+
+struct settings {
+	uint64_t window, min_mmap;
+	unsigned writeback_ms;
+	bool monitored, follow;
+	const char *path;
+};
+
+struct shim shim = { .end = REGION_END - REGION_BASE, .min_mmap = 64u << 10 };
+
+void *shim_next(const char *name)
+{
+	return dlsym(RTLD_NEXT, name);
+}
+
+/* As soon as the first memory is asked for, which is before any constructor runs. */
+void shim_reserve(void)
+{
+	if (shim.reserved || shim.refused)
+		return;
+	shim.refused = true;
+	/* The gate first: a filter may be there already. */
+	if (gate_open() != 0)
+		return;
+	if (memory_reserve((void *)REGION_BASE, REGION_END - REGION_BASE) == NULL)
+		return;
+	memory_advise((void *)REGION_BASE, REGION_END - REGION_BASE, MADV_NOHUGEPAGE);
+	shim.reserved = true;
+	shim.refused = false;
+}
+
+static void die(const char *what)
+{
+	char text[512];
+	int n = snprintf(text, sizeof(text), "cram-emu: %s: %s\n", what, cram_error_detail());
+	ssize_t ignored = write(STDERR_FILENO, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text));
+
+	(void)ignored;
+	_exit(EXIT_NO_DEVICE);
+}
+
+static bool parse(const char *text, struct settings *settings)
+{
+	char *end;
+
+	settings->window = strtoull(text, &end, 10);
+	settings->min_mmap = *end == ',' ? strtoull(end + 1, &end, 10) : 0;
+	settings->writeback_ms = *end == ',' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
+	settings->monitored = *end == ',' && strtoul(end + 1, &end, 10) != 0;
+	settings->follow = *end == ',' && strtoul(end + 1, &end, 10) != 0;
+	settings->path = end + 1;
+	return *end == ',';
+}
+
+static char **find(char **envp, const char *name)
+{
+	while (*envp != NULL && strncmp(*envp, name, strlen(name)) != 0)
+		envp++;
+	return envp;
+}
+
+static void drop(char **envp, const char *name)
+{
+	for (char **at = find(envp, name); *at != NULL; at++)
+		at[0] = at[1];
+}
+
+static void attach(const struct settings *settings)
+{
+	struct cram_map_params params = { .window = settings->window, .writeback_ms = settings->writeback_ms,
+					  .delivery = settings->monitored ? CRAM_MONITOR : CRAM_INLINE, .anonymous = 1 };
+	struct cram_params device_params;
+	cram_device *device;
+
+	if (cram_open(settings->path, &device) != 0)
+		die("the device cannot be attached");
+	cram_get_params(device, &device_params);
+	params.length = device_params.advertised * DPAS_SPAN;
+	if (params.length > REGION_END - REGION_BASE)
+		params.length = REGION_END - REGION_BASE;
+	shim.end = params.length;
+	if (map_create(device, &params, (void *)REGION_BASE, &shim.map) != 0)
+		die("its memory cannot be mapped");
+	if (space_start() != 0)
+		die("the memory that was there cannot be taken over");
+}
+
+/* ---- fork: nobody is in the middle of a change of the ranges ---------------------------------------------- */
+
+static sigset_t before_fork;
+
+static void lock_ranges(void)
+{
+	ranges_lock(&before_fork);
+}
+
+static void unlock_ranges(void)
+{
+	sigset_t before = before_fork;
+
+	ranges_unlock(&before);
+}
+
+static void unlock_ranges_in_child(void)
+{
+	ranges_reset_lock();
+	host_restore_signals(&before_fork);
+}
+
+/* First of all constructors (-z initfirst): before the allocator's, and before libc has set up environ. */
+__attribute__((constructor)) static void start(int argc, char **argv, char **envp)
+{
+	char **variable = find(envp, SETTINGS);
+	struct settings settings;
+
+	(void)argc;
+	(void)argv;
+	if (*variable == NULL) {
+		shim.min_mmap = UINT64_MAX;
+		return;
+	}
+	if (!parse(*variable + strlen(SETTINGS), &settings))
+		die(SETTINGS " is not what `cram-emu run` sets");
+	shim.min_mmap = settings.min_mmap;
+	if (!shim.reserved)
+		shim_reserve();
+	if (!shim.reserved)
+		die("the addresses from 0x200000000000 on cannot be had");
+	attach(&settings);
+	shim.inline_delivery = !settings.monitored;
+	thread_prepare();
+	if (shim.inline_delivery) {
+		calls_install();
+		if (!calls_trapped() && filter_install() != 0)
+			die("no seccomp filter can be installed; try --delivery monitor");
+	}
+	signals_started = true;
+	space_inherit(shim.map, space_walk);
+	pthread_atfork(lock_ranges, unlock_ranges, unlock_ranges_in_child);
+	if (!settings.follow) {
+		drop(envp, "LD_PRELOAD=");
+		drop(envp, SETTINGS);
+	}
+}
