@@ -150,7 +150,7 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 	struct batch *batch = &work_of(op)->chosen;
 	bool anyway = false;
 
-	while (!take_frames(pager, want, anyway || atomic_load(&pager->held) != 0)) {
+	while (!take_frames(pager, want, anyway)) {
 		/* A device without a free page takes nothing more: what was shared by forks, and written to, stays. */
 		anyway = !choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
 		if (batch->count > 0) {

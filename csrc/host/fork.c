@@ -8,7 +8,6 @@
  * by the kernel, copy on write; the child protects them all, and so hears of its first write to each.
  */
 #define _GNU_SOURCE
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -31,19 +30,6 @@ static struct {
 static _Thread_local struct device_fork last_fork __attribute__((tls_model("initial-exec")));
 static _Thread_local int forked __attribute__((tls_model("initial-exec")));
 
-/* glibc's fork() looks at every stream of stdio in the child before any handler of ours runs there, and streams are
- * heap memory: made resident, and dirty so that what is written to them counts. (Their list has no lock that we could
- * take; glibc holds it until the fork is over.) */
-static void touch_streams(void)
-{
-	extern struct _IO_FILE_plus *_IO_list_all;
-
-	for (FILE *f = (FILE *)_IO_list_all; f != NULL; f = f->_chain) {
-		__atomic_fetch_or(&f->_flags, 0, __ATOMIC_RELAXED);
-		__atomic_fetch_or((char *)f->_lock, 0, __ATOMIC_RELAXED);
-	}
-}
-
 static void prepare(void)
 {
 	cram_map *map = inherited.map;
@@ -51,8 +37,6 @@ static void prepare(void)
 
 	if (map == NULL || host_forked(map->owner))
 		return;
-	space_hold(map);
-	touch_streams();
 	host_block_signals(&before);
 	pthread_rwlock_wrlock(&map->owner->maps_lock);
 	delivery_pause();
@@ -71,7 +55,6 @@ static void in_parent(void)
 	forked = inherited.code == 0;
 	delivery_resume();
 	pthread_rwlock_unlock(&map->owner->maps_lock);
-	space_release(map);
 	host_restore_signals(&before);
 }
 
@@ -100,7 +83,6 @@ static void serve_part(cram_map *map, uint64_t offset, uint64_t length)
 /* No other thread is there: what they held, they hold no more. */
 static void forget_holders(struct pager *pager)
 {
-	atomic_store(&pager->held, 0);
 	atomic_store(&pager->hand_lock.word, 0);
 	atomic_store(&pager->pin_lock.word, 0);
 	for (unsigned i = 0; i < PLACES_MAX; i++)

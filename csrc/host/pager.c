@@ -339,9 +339,6 @@ void pager_write_back_due(struct pager *pager, struct op *op, uint64_t ms)
 	uint64_t redirtied = count_redirtied(pager);
 	uint64_t from;
 
-	if (atomic_load(&pager->held) != 0)
-		return;
-
 	/* A page that is cleaned and left alone costs the program nothing: only faults use the credit up. */
 	pager->credit += CREDIT_PER_MS * (int64_t)ms - (int64_t)(redirtied - pager->redirtied);
 	if (pager->credit > CREDIT_MAX)

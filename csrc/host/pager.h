@@ -57,7 +57,6 @@ struct pager {
 	uint64_t first;       /* DPA of the first page, in pages; one to one */
 	_Atomic uint32_t *table; /* the device page of each page (dpas.h); NULL: one to one */
 	_Atomic uint64_t *opened; /* bitmap, anonymous: pages that may be accessed; others never get a frame */
-	_Atomic uint32_t held;   /* while not 0 no frame is evicted, and the window may be exceeded */
 	int uffd;
 	uint8_t *spares;      /* DEVICE_BATCH pages a place, empty but during an eviction; NULL: frames cannot be moved */
 	bool wake;            /* somebody may sleep on a page that turns out to be there (monitor delivery) */

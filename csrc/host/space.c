@@ -99,16 +99,6 @@ int space_register(cram_map *map, uint64_t offset, uint64_t length)
 	return uffd_register(map->pager.uffd, map->pager.base + offset, length, true);
 }
 
-void space_hold(cram_map *map)
-{
-	atomic_fetch_add(&map->pager.held, 1);
-}
-
-void space_release(cram_map *map)
-{
-	atomic_fetch_sub(&map->pager.held, 1);
-}
-
 /* A page that the kernel filled with zeros, because the child touched it before anybody watched, hides what it holds. */
 static bool drop_stray(struct pager *pager, struct op *op, uint64_t page)
 {

@@ -26,10 +26,6 @@ int space_adopt(cram_map *map, uint64_t offset, uint64_t length);
 /* What another kind of mapping has taken the place of, or gives back: the descriptor's hold on it. -errno. */
 int space_register(cram_map *map, uint64_t offset, uint64_t length);
 
-/* Keeps all frames: until as many releases, what is resident stays so. Nests. */
-void space_hold(cram_map *map);
-void space_release(cram_map *map);
-
 /* In a child of fork, before it is served: pages of the range that it has touched unserved go. */
 void space_drop_strays(cram_map *map, uint64_t offset, uint64_t length);
 

@@ -340,12 +340,7 @@ EXPORT FILE *popen(const char *command, const char *mode)
 	char **environment = environment_begin();
 	FILE *file;
 
-	/* Its list of actions is heap memory, and new: nothing may go until the child has seen it. */
-	if (shim.map != NULL)
-		space_hold(shim.map);
 	file = NEXT(popen)(copies.failed ? command : copy, mode);
-	if (shim.map != NULL)
-		space_release(shim.map);
 	environment_end(environment);
 	copies_end(&copies);
 	return file;

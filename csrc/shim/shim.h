@@ -7,6 +7,8 @@
  *
  *   shim      the start: settings from the environment, the region, the device
  *   ranges    which addresses of the region are in use, for what
+ *   heap      malloc() and its kin: the program's, and the C library's own
+ *   library   where libraries lie, and what is in them
  *   space     mmap() and its kin
  *   filter    the seccomp filter, and the gate that it lets pass
  *   calls     system calls that were given the region's addresses
@@ -108,6 +110,8 @@ long space_mremap(void *old, size_t old_size, size_t new_size, int flags, void *
 int space_start(void);
 /* For forks: see space_inherit(). */
 void space_walk(cram_map *map, space_part_fn *fn);
+/* heap.c: is it mimalloc that calls? */
+bool heap_is_allocator(const void *caller);
 /* Reserves the region's addresses, at the first use. */
 void shim_reserve(void);
 

@@ -341,14 +341,22 @@ void space_walk(cram_map *map, space_part_fn *fn)
 
 /* ---- the C library's functions --------------------------------------------------------------------------- */
 
+/* The heap is in the region, or nowhere: that tells whose a pointer is. */
+static long map_for(const void *caller, void *address, size_t length, int protection, int flags, int fd, long offset)
+{
+	if (shim.reserved && fd < 0 && !(flags & MAP_FIXED) && length > 0 && heap_is_allocator(caller))
+		return place(length, protection);
+	return space_mmap(address, length, protection, flags, fd, offset);
+}
+
 EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
-	return (void *)shim_result(space_mmap(address, length, protection, flags, fd, offset));
+	return (void *)shim_result(map_for(__builtin_return_address(0), address, length, protection, flags, fd, offset));
 }
 
 EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
 {
-	return (void *)shim_result(space_mmap(address, length, protection, flags, fd, offset));
+	return (void *)shim_result(map_for(__builtin_return_address(0), address, length, protection, flags, fd, offset));
 }
 
 EXPORT int munmap(void *address, size_t length)
