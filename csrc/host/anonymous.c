@@ -101,6 +101,14 @@ uint64_t pager_find(const struct pager *pager, uint64_t page, uint64_t dpa)
 	return UINT64_MAX;
 }
 
+/* Under monitor delivery a poisoned page that somebody has touched has a mark in the page table: it must not outlive what it
+ * stands for. */
+static void drop_mark(struct pager *pager, struct op *op, uint64_t page)
+{
+	if (pager->wake && !pager_resident(pager, page) && device_poisoned(op, pager_dpa(pager, page)))
+		pager_drop(pager, op, page, true);
+}
+
 /* Forgets the pages of a batch: their frames, without a look at them, and their device pages. */
 static void forget_batch(struct pager *pager, struct op *op, const struct batch *batch)
 {
@@ -108,6 +116,7 @@ static void forget_batch(struct pager *pager, struct op *op, const struct batch 
 
 	frames->count = 0;
 	for (unsigned i = 0; i < batch->count; i++) {
+		drop_mark(pager, op, batch->page[i]);
 		if (!pager_resident(pager, batch->page[i]))
 			continue;
 		if (frame_dirty(pager, batch->page[i]))
@@ -186,6 +195,7 @@ void pager_move(struct pager *pager, struct op *op, uint64_t from, uint64_t to, 
 
 		if (!pager_lock_known(pager, op, page, true))
 			continue;
+		drop_mark(pager, op, page);
 		entry = atomic_load(&pager->table[page]);
 		/* Named twice for a moment: a death in between frees it all the same. */
 		atomic_store(&pager->table[to + (page - from)], entry);

@@ -348,10 +348,10 @@ long calls_answer(long number, long a[6])
 /* A call that the filter would trap, and that has no effect if it does not. */
 static volatile bool probing, probed;
 
-bool calls_trapped(void)
+bool calls_trapped(bool all_calls)
 {
 	probing = true;
-	syscall(SYS_access, REGION_BASE, 0);
+	syscall(all_calls ? SYS_access : SYS_munlock, REGION_BASE, 0);
 	probing = false;
 	return probed;
 }

@@ -96,10 +96,15 @@ static void emit_check(struct program *program, unsigned addresses, int error)
 	emit(program, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
 }
 
+/* Or only those calls that would change the region behind our back. */
+static bool all;
+
 static unsigned addresses_of(long number)
 {
 	const struct call *call = table_find(number);
 
+	if (!all && (call == NULL || (call->kind != CALL_SPACE && call->kind != CALL_REFUSE)))
+		return 0;
 	return call != NULL ? call->addresses : TABLE_UNKNOWN_ADDRESSES;
 }
 
@@ -131,7 +136,7 @@ static void emit_tree(struct program *program, long first, long end)
 	emit_tree(program, middle, end);
 }
 
-int filter_install(void)
+int filter_install(bool all_calls)
 {
 	uint64_t gate = GATE_BASE + (uint64_t)(gate_code_after - gate_code);
 	static struct program program;
@@ -149,6 +154,7 @@ int filter_install(void)
 	emit(&program, (struct sock_filter)LOAD(nr));
 	emit(&program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, TABLE_NUMBERS, 0, 1));
 	emit(&program, (struct sock_filter)RETURN(SECCOMP_RET_ALLOW));
+	all = all_calls;
 	emit_tree(&program, 0, TABLE_NUMBERS);
 	if (program.length > PROGRAM_MAX)
 		return -E2BIG;

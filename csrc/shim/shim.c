@@ -151,11 +151,9 @@ __attribute__((constructor)) static void start(int argc, char **argv, char **env
 	attach(&settings);
 	shim.inline_delivery = !settings.monitored;
 	thread_prepare();
-	if (shim.inline_delivery) {
-		calls_install();
-		if (!calls_trapped() && filter_install() != 0)
-			die("no seccomp filter can be installed; try --delivery monitor");
-	}
+	calls_install();
+	if (!calls_trapped(shim.inline_delivery) && filter_install(shim.inline_delivery) != 0)
+		die("no seccomp filter can be installed");
 	signals_started = true;
 	space_inherit(shim.map, space_walk);
 	pthread_atfork(lock_ranges, unlock_ranges, unlock_ranges_in_child);

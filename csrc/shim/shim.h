@@ -91,12 +91,13 @@ void *shim_next(const char *name);
 long gate_call(long number, long a, long b, long c, long d, long e, long f);
 /* Makes the gate; -errno. */
 int gate_open(void);
-/* Installs the filter. It stays, also after exec. -errno. */
-int filter_install(void);
+/* Installs the filter: for all calls, or, where a monitor serves the kernel's own accesses, for those that change mappings. It
+ * stays, also after exec. -errno. */
+int filter_install(bool all_calls);
 /* Answers trapped calls, by SIGSYS; before the filter is installed. */
 void calls_install(void);
-/* Is there a filter like ours already, from a program that has become this one? */
-bool calls_trapped(void);
+/* Is there such a filter already, from a program that has become this one? */
+bool calls_trapped(bool all_calls);
 /* What a trapped call answers. */
 long calls_answer(long number, long args[6]);
 

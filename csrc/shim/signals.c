@@ -32,13 +32,16 @@ void signals_pass_on(int number, siginfo_t *info, ucontext_t *context)
 
 		__sigaction(number, &end, NULL);
 		raise(number);
-	} else if (action.sa_handler == SIG_IGN) {
 		return;
-	} else if (action.sa_flags & SA_SIGINFO) {
-		action.sa_sigaction(number, info, context);
-	} else {
-		action.sa_handler(number);
 	}
+	if (action.sa_handler == SIG_IGN)
+		return;
+	if (action.sa_flags & SA_RESETHAND)
+		program_sigsys = (struct sigaction){ .sa_handler = SIG_DFL };
+	if (action.sa_flags & SA_SIGINFO)
+		action.sa_sigaction(number, info, context);
+	else
+		action.sa_handler(number);
 }
 
 /* A mask without the two; NULL for NULL. */
