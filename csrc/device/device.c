@@ -40,7 +40,7 @@ static int map_object(struct device *device, const struct geometry *geometry, co
 
 	if (base == NULL)
 		return cram_fail(cram_code_of_errno(errno), "%s: cannot map %" PRIu64 " bytes: %s", name, geometry->size,
-				 strerror(errno));
+				 strerrordesc_np(errno));
 	memory_advise(base, geometry->size, MADV_DONTDUMP);
 	device->base = base;
 	device->super = base;
@@ -68,7 +68,7 @@ static int map_scratch(struct device *device)
 	device->scratch_stride = (stride + PAGE_SIZE - 1) & ~(size_t)(PAGE_SIZE - 1);
 	device->scratch = memory_map(device->scratch_stride * PLACES_MAX, -1);
 	if (device->scratch == NULL)
-		return cram_fail(CRAM_ENOMEM, "no memory for the work areas: %s", strerror(errno));
+		return cram_fail(CRAM_ENOMEM, "no memory for the work areas: %s", strerrordesc_np(errno));
 	return 0;
 }
 
@@ -116,7 +116,7 @@ static int check_room(int fd, uint64_t size, const char *path)
 	struct statvfs fs;
 
 	if (fstatvfs(fd, &fs) != 0)
-		return cram_fail(cram_code_of_errno(errno), "%s: %s", path, strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "%s: %s", path, strerrordesc_np(errno));
 	if ((uint64_t)fs.f_bavail * fs.f_frsize < size)
 		return cram_fail(CRAM_ENOSPC, "%s: the file system has %" PRIu64 " bytes free, a full device takes %" PRIu64,
 				 path, (uint64_t)fs.f_bavail * fs.f_frsize, size);
@@ -138,12 +138,12 @@ static int create_object(const char *path, const struct geometry *geometry, int 
 	*fd = path != NULL ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
 			   : memfd_create("cram_emu", MFD_CLOEXEC);
 	if (*fd < 0)
-		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerrordesc_np(errno));
 	if (path != NULL)
 		code = check_room(*fd, most_written(geometry), path);
 	if (code == 0 && ftruncate(*fd, (off_t)size) != 0)
 		code = cram_fail(cram_code_of_errno(errno), "%s: cannot make it %" PRIu64 " bytes long: %s", name, size,
-				 strerror(errno));
+				 strerrordesc_np(errno));
 	if (code != 0) {
 		if (path != NULL)
 			unlink(path);
@@ -191,7 +191,7 @@ int device_open(const char *path, struct device *device)
 	memset(device, 0, sizeof(*device));
 	device->fd = open(path, O_RDWR | O_CLOEXEC);
 	if (device->fd < 0)
-		return cram_fail(cram_code_of_errno(errno), "%s: %s", path, strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "%s: %s", path, strerrordesc_np(errno));
 	if (fstat(device->fd, &st) != 0 || !S_ISREG(st.st_mode))
 		code = cram_fail(CRAM_EFORMAT, "%s: not a regular file", path);
 	else

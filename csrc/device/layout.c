@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 #include "layout.h"
 
 #include <inttypes.h>
@@ -157,7 +158,7 @@ int layout_recognise(int fd, uint64_t file_size, const char *name, struct geomet
 	ssize_t n = pread(fd, &head, sizeof(head), 0);
 
 	if (n < 0)
-		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerrordesc_np(errno));
 	if (n < (ssize_t)sizeof(head.magic) || memcmp(head.magic, LAYOUT_MAGIC, sizeof(head.magic)) != 0)
 		return cram_fail(CRAM_EFORMAT, "%s: not a cram_emu device (no magic)", name);
 	if (n >= (ssize_t)offsetof(struct superblock, geometry_check) && head.version != LAYOUT_VERSION)

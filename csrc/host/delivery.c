@@ -289,7 +289,7 @@ int delivery_monitor(struct delivery *delivery, int fd)
 	delivery->fd = fd;
 	delivery->stop = eventfd(0, EFD_CLOEXEC);
 	if (delivery->stop < 0)
-		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerrordesc_np(errno));
 	code = thread_start(&delivery->monitor, monitor, delivery, "monitor");
 	if (code != 0)
 		close(delivery->stop);

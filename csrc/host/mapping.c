@@ -48,7 +48,7 @@ static int fail_uffd(int error, bool monitored)
 		return cram_fail(CRAM_ENOSYS, "this kernel's userfaultfd lacks %s (Linux %s)",
 				 monitored ? "write protection or poison" : "write protection",
 				 monitored ? "6.6" : "5.18");
-	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerror(-error));
+	return cram_fail(cram_code_of_errno(-error), "userfaultfd: %s", strerrordesc_np(-error));
 }
 
 /* Memory of ours, kept from huge pages and from children; NULL: none. */

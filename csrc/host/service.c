@@ -79,7 +79,7 @@ int service_start(struct service *service, struct device *device, const struct s
 	service->last_event = atomic_load(&device->alert->head);
 	service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (service->event_fd < 0)
-		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerror(errno));
+		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerrordesc_np(errno));
 	code = thread_start(&service->thread, serve, service, "service");
 	if (code != 0)
 		close(service->event_fd);

@@ -65,7 +65,7 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const 
 	if (error == 0)
 		return 0;
 	memory_unmap(start, sizeof(*start));
-	return cram_fail(CRAM_ENOMEM, "no %s thread: %s", what, strerror(error));
+	return cram_fail(CRAM_ENOMEM, "no %s thread: %s", what, strerrordesc_np(error));
 }
 
 bool thread_alone(void)

@@ -223,7 +223,7 @@ int main(int argc, char **argv)
 		return strcmp(argv[2], "word") == 0 && strcmp(getenv("CRAM_TEST_WORD"), "environment") == 0 ? 7 : 8;
 	}
 	if (argc == 3 && strcmp(argv[1], "chain") == 0) {
-		char line[64];
+		char line[1024];
 
 		snprintf(line, sizeof(line), "%s; exec %s", argv[2], argv[2]);
 		CHECK(system(argv[2]) == 0 && system(line) == 0);

@@ -1,0 +1,257 @@
+"""`cram-emu run`: how it ends, what it refuses, and what it reports."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from placed import COMMAND, TIMEOUT, run
+from support import wait_until
+
+from cram_emu.errors import InvalidArgument, NotSupported
+from cram_emu.lab import launch, plot
+from cram_emu.lab.watch import Sample, descends, summarise
+
+PYTHON = "/usr/bin/python3"
+#: 40 MiB of text, twice over.
+BUSY = "a = [str(i) * 20 for i in range(400000)]; assert a[777] == '777' * 20; print(len(a))"
+
+
+class TestEnding:
+    @pytest.mark.parametrize("code", [0, 3, 255])
+    def test_exit_code(self, code: int) -> None:
+        """The program's exit code is cram-emu's."""
+        done = run("sh", "-c", f"echo out; exit {code}")
+        assert (done.returncode, done.stdout) == (code, "out\n")
+        assert f"exit code {code}" in done.stderr
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGABRT])
+    def test_signal(self, number: signal.Signals) -> None:
+        """A signal that ends the program ends cram-emu."""
+        done = run(PYTHON, "-c", f"import os; os.kill(os.getpid(), {int(number)})")
+        assert done.returncode == -number
+        assert f"killed by {number.name}" in done.stderr
+
+    def test_passed_on(self) -> None:
+        """SIGTERM goes to the program, which decides."""
+        script = (
+            "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(9));"
+            "print('ready', flush=True); signal.pause()"
+        )
+        process = subprocess.Popen(
+            [COMMAND, "run", "--", PYTHON, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 9
+        assert "exit code 9" in told
+
+    def test_descriptors_closed(self) -> None:
+        """A program that closes all descriptors keeps its memory."""
+        script = f"import os; os.closerange(3, 1000); {BUSY}"
+        done = run(PYTHON, "-c", script, options=("--window", "8M"))
+        assert (done.returncode, done.stdout) == (0, "400000\n"), done.stderr
+
+    def test_input(self) -> None:
+        """Standard input is the program's."""
+        done = run("cat", input="through\n")
+        assert (done.returncode, done.stdout) == (0, "through\n")
+
+
+class TestRefused:
+    def told(self, *command: str, options=()) -> tuple[int, str]:
+        done = run(*command, options=options)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    def test_missing(self) -> None:
+        assert self.told("no-such-program") == (127, "cram-emu: no-such-program: command not found\n")
+        assert self.told("/no/such") == (127, "cram-emu: /no/such: no such file\n")
+
+    def test_not_executable(self, tmp_path) -> None:
+        path = tmp_path / "file"
+        path.write_text("")
+        assert self.told(str(path)) == (126, f"cram-emu: {path}: permission denied\n")
+
+    def test_static(self, tmp_path) -> None:
+        source, path = tmp_path / "a.c", tmp_path / "a"
+        source.write_text("int main(void) { return 0; }\n")
+        subprocess.run(["gcc", "-static", "-o", path, source], check=True)
+        told = f"cram-emu: {path}: statically linked: nothing can be preloaded into it\n"
+        assert self.told(str(path)) == (3, told)
+        # As the interpreter of a script too.
+        script = tmp_path / "script"
+        script.write_text(f"#!{path}\n")
+        script.chmod(0o755)
+        assert self.told(str(script)) == (3, told)
+        subprocess.run(["gcc", "-o", path, source], check=True)
+        assert run(str(path)).returncode == 0
+
+    def test_setuid(self, tmp_path, skip_unless_root) -> None:
+        path = tmp_path / "program"
+        shutil.copy("/bin/true", path)
+        os.chown(path, 1, 1)
+        path.chmod(0o4755)
+        code, told = self.told(str(path))
+        assert (code, told.partition(": ")[2]) == (
+            3,
+            f"{path}: setuid: nothing can be preloaded into a program that gains privileges\n",
+        )
+        os.chown(path, os.geteuid(), 1)
+        path.chmod(0o4755)
+        assert run(str(path)).returncode == 0, "what it gains it has already"
+
+    def test_window(self) -> None:
+        code, told = self.told("true", options=("--window", "1T"))
+        assert code == 1
+        assert told.startswith("cram-emu: window 1 TiB: this host has ")
+        assert self.told("true", options=("--window", "5000"))[1] == (
+            "cram-emu: window 5000: not a multiple of 4096 from 64 KiB\n"
+        )
+        assert self.told("true", options=("--min-mmap", "1"))[1] == (
+            "cram-emu: smallest mapping 1: below a page, 4096\n"
+        )
+
+    def test_no_device(self, tmp_path) -> None:
+        missing = tmp_path / "device"
+        assert self.told("true", options=("--device", str(missing))) == (
+            1,
+            f"cram-emu: {missing}: No such file or directory\n",
+        )
+        missing.write_text("something else")
+        code, told = self.told("true", options=("--device", str(missing)))
+        assert code == 1 and "not a cram_emu device" in told
+
+    def test_vanished(self, program, tmp_path) -> None:
+        """A device that goes between the check and the start: the program does not start."""
+        environment = launch.environment(tmp_path / "gone", launch.Settings(1 << 24))
+        done = subprocess.run([program("space")], env=environment, capture_output=True, text=True)
+        assert done.returncode == 3
+        assert done.stderr.startswith("cram-emu: the device cannot be attached: ")
+
+    def test_outputs(self, tmp_path) -> None:
+        """What cannot be written is told before the program starts."""
+        nowhere = tmp_path / "no" / "file"
+        told = (1, f"cram-emu: {nowhere}: No such file or directory\n")
+        assert self.told("echo", "ran", options=("--report", str(nowhere))) == told
+        code, told = self.told("echo", "ran", options=("--plot", "a.pdf"))
+        assert (code, told) == (1, "cram-emu: a.pdf: a plot is a file that ends in .png or .svg\n")
+
+    def test_wrong_path(self, monkeypatch, tmp_path) -> None:
+        """ld.so would split a path with a space."""
+        monkeypatch.setattr(launch, "__file__", str(tmp_path / "with space" / "lab" / "launch.py"))
+        (tmp_path / "with space" / "lab").mkdir(parents=True)
+        with pytest.raises(NotSupported, match="not built"):
+            launch.environment("device", launch.Settings(1 << 24))
+        (tmp_path / "with space" / "_shim.so").touch()
+        with pytest.raises(NotSupported, match="a space or a colon"):
+            launch.environment("device", launch.Settings(1 << 24))
+
+    def test_device_name_with_comma(self) -> None:
+        """The path is the last of the settings, whatever is in it."""
+        environment = launch.environment("/a,b", launch.Settings(1 << 24))
+        assert environment["CRAM_EMU_SHIM"].endswith(",/a,b")
+
+    def test_mimalloc_missing(self, monkeypatch) -> None:
+        monkeypatch.setattr(launch, "_LIBRARIES", ("/nowhere",))
+        with pytest.raises(NotSupported, match="apt-get install libmimalloc2.0"):
+            launch.environment("device", launch.Settings(1 << 24))
+
+    def test_plot_checked(self) -> None:
+        with pytest.raises(InvalidArgument):
+            plot.check("picture.jpg")
+
+
+class TestReport:
+    def test_json(self, tmp_path) -> None:
+        """The report holds the run: what it came to, and its history."""
+        path = tmp_path / "report.json"
+        done = run(PYTHON, "-c", BUSY, options=("--window", "8M", "--report", str(path)))
+        assert done.returncode == 0
+        report = json.loads(path.read_text())
+        assert report["command"] == [PYTHON, "-c", BUSY]
+        assert (report["exit_code"], report["signal"]) == (0, None)
+        assert (report["mode"], report["window"], report["processes"]) == ("direct", 8 << 20, 1)
+        assert report["held"] > 30 << 20, "more than the window can hold"
+        assert 2 < report["ratio"] < 40
+        assert report["faults"] > 1000 and report["written_back"] > 5000
+        assert (report["dropped_writes"], report["poisoned"]) == (0, 0)
+        history = report["history"]
+        rows = [dict(zip(history["columns"], row)) for row in history["rows"]]
+        assert max(row["held"] for row in rows) == report["held"]
+        assert rows[-1]["faults"] == report["faults"]
+        seconds = [row["seconds"] for row in rows]
+        assert seconds == sorted(seconds)
+
+    def test_plots(self, tmp_path) -> None:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        for name, magic in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
+            path = tmp_path / name
+            assert run(PYTHON, "-c", BUSY, options=("--window", "8M", "--plot", str(path))).returncode == 0
+            assert path.read_bytes().startswith(magic)
+
+    def test_interrupts(self, tmp_path) -> None:
+        """A device that runs low says so; with room it does not."""
+        path = tmp_path / "report.json"
+        for real, low in (("16M", True), ("1G", False)):
+            options = ("--window", "8M", "--real", real, "--report", str(path))
+            noise = "import os; a = [os.urandom(1 << 20) for _ in range(24)]"
+            assert run(PYTHON, "-c", noise, options=options).returncode in (0, -7)
+            assert (json.loads(path.read_text())["lthresh"] > 0) == low
+
+    def test_quick_start(self) -> None:
+        """It imports no more than it needs: start-up is an interpreter's and little else."""
+        imported = subprocess.run(
+            [sys.executable, "-X", "importtime", COMMAND, "run", "--", "true"], capture_output=True, text=True
+        )
+        assert imported.returncode == 0
+        for heavy in ("numpy", "matplotlib", "rich", "psutil", "fuse", "cram_emu.sysfs"):
+            assert f"| {heavy}\n" not in imported.stderr.replace("  ", ""), heavy
+
+    def test_lowest_ratio(self) -> None:
+        """A ratio of next to nothing does not count."""
+        blank = dict.fromkeys((field for field in Sample.__slots__), 0)
+        samples = [
+            Sample(**blank | {"held": held, "ratio": ratio})
+            for held, ratio in ((4096, 0.1), (1 << 30, 3.0), (1 << 29, 2.0), (0, 0.0))
+        ]
+        found = summarise(samples, 1)
+        assert (found["held"], found["ratio"], found["lowest_ratio"]) == (1 << 30, 3.0, 2.0)
+
+
+class TestMachine:
+    def test_mount(self, tmp_path) -> None:
+        """--mount attaches to the mounted machine's device, which shows the program."""
+        where = tmp_path / "machine"
+        where.mkdir()
+        daemon = subprocess.Popen([COMMAND, "mount", str(where), "--advertised", "1G", "--real", "64M"], stdout=subprocess.PIPE, text=True)
+        assert "mem0" in daemon.stdout.readline() and "mounted" in daemon.stdout.readline()
+        registers = where / "sys/kernel/debug/cram_device/mem0"
+        try:
+            script = f"a = [str(i) * 20 for i in range(400000)]; print('ready', flush=True); input(); assert a[777] == '777' * 20"
+            process = subprocess.Popen(
+                [COMMAND, "run", "--window", "8M", "--mount", str(where), "--", PYTHON, "-c", script],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert process.stdout.readline() == "ready\n"
+            assert int((registers / "used").read_text()) > 1 << 20
+            # The server, the runner and the program.
+            wait_until(lambda: len((registers / "processes").read_text().splitlines()) == 4, "they are listed")
+            _, told = process.communicate("\n", timeout=TIMEOUT)
+            assert process.returncode == 0 and "1 process" in told
+            wait_until(lambda: int((registers / "used").read_text()) == 0, "its pages are free")
+        finally:
+            daemon.terminate()
+            daemon.wait(TIMEOUT)
+
+
+def test_descends() -> None:
+    assert descends(os.getpid(), os.getppid()) and descends(os.getpid(), os.getpid())
+    assert not descends(os.getppid(), os.getpid())
+    assert not descends(2**22 + 1, 1)
+
+
