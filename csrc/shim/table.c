@@ -123,7 +123,8 @@ static const struct call calls[TABLE_NUMBERS] = {
 	PIN(memfd_create, A(0)), PIN(sendfile, A(2)), PIN(splice, A(1) | A(3)), PIN(copy_file_range, A(1) | A(3)),
 	PIN(sched_getaffinity, A(2)), PIN(sched_setaffinity, A(2)), PIN(getcpu, A(0) | A(1)), PIN(prctl, A(1)),
 	PIN(signalfd, A(1)), PIN(signalfd4, A(1)), PIN(timerfd_settime, A(2) | A(3)), PIN(timerfd_gettime, A(1)),
-	PIN(setitimer, A(1) | A(2)), PIN(getitimer, A(1)), PIN(inotify_add_watch, A(1)), PIN(utimensat, A(1) | A(2)),
+	PIN(setgroups, A(1)), PIN(getgroups, A(1)), PIN(getresuid, A(0) | A(1) | A(2)), PIN(getresgid, A(0) | A(1) | A(2)),
+	PIN(capget, A(0) | A(1)), PIN(capset, A(0) | A(1)), PIN(setitimer, A(1) | A(2)), PIN(getitimer, A(1)), PIN(inotify_add_watch, A(1)), PIN(utimensat, A(1) | A(2)),
 };
 
 const struct call *table_find(long number)
