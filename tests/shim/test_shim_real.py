@@ -203,7 +203,7 @@ class TestRedis:
         # The snapshot, in a server that is not on a device at all.
         bare = Redis(tmp_path)
         try:
-            assert bare("DBSIZE") == KEYS
+            wait_until(lambda: bare("DBSIZE") == KEYS, "it has loaded the snapshot")
             self.check(bare, lambda key: 1)
         finally:
             bare.kill()
