@@ -60,15 +60,9 @@ static bool rescue(ucontext_t *context)
 /* How much of a range may be accessed; what lies outside the region is the caller's. */
 static size_t accessible(const void *address, size_t length, bool write)
 {
-	sigset_t before;
-	uint64_t n;
-
 	if (!in_region(address))
 		return length;
-	ranges_lock(&before);
-	n = ranges_accessible((uint64_t)(uintptr_t)address - REGION_BASE, length, write);
-	ranges_unlock(&before);
-	return n;
+	return ranges_accessible((uint64_t)(uintptr_t)address - REGION_BASE, length, write);
 }
 
 size_t guarded_copy(void *to, const void *from, size_t length)

@@ -2,6 +2,7 @@
 #include "ranges.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -14,6 +15,8 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct range *ranges; /* RANGES_MAX of them, of which count are in use */
 static unsigned count;
+/* Odd while they change: who reads without the lock then reads again (a sequence lock). */
+static _Atomic unsigned changes;
 
 void ranges_lock(sigset_t *before)
 {
@@ -101,7 +104,7 @@ static void insert(unsigned at, struct range range)
 	count++;
 }
 
-bool ranges_clear(uint64_t start, uint64_t end)
+static bool clear(uint64_t start, uint64_t end)
 {
 	unsigned first = first_after(start), last = first;
 
@@ -132,7 +135,17 @@ bool ranges_clear(uint64_t start, uint64_t end)
 	return true;
 }
 
-bool ranges_set(uint64_t start, uint64_t end, int protection, bool hole)
+bool ranges_clear(uint64_t start, uint64_t end)
+{
+	bool cleared;
+
+	atomic_fetch_add(&changes, 1);
+	cleared = clear(start, end);
+	atomic_fetch_add(&changes, 1);
+	return cleared;
+}
+
+static bool set(uint64_t start, uint64_t end, int protection, bool hole)
 {
 	struct range range = { start, end, protection, hole };
 	unsigned at;
@@ -142,7 +155,7 @@ bool ranges_set(uint64_t start, uint64_t end, int protection, bool hole)
 	/* Clearing the middle of a range makes one more, and this is another. */
 	if (ranges == NULL || count + 2 > RANGES_MAX)
 		return false;
-	ranges_clear(start, end);
+	clear(start, end);
 	at = first_after(start);
 	if (at > 0 && ranges[at - 1].end == start && ranges[at - 1].protection == protection &&
 	    ranges[at - 1].hole == hole) {
@@ -153,13 +166,37 @@ bool ranges_set(uint64_t start, uint64_t end, int protection, bool hole)
 	return true;
 }
 
-uint64_t ranges_accessible(uint64_t start, uint64_t length, bool write)
+bool ranges_set(uint64_t start, uint64_t end, int protection, bool hole)
+{
+	bool done;
+
+	atomic_fetch_add(&changes, 1);
+	done = set(start, end, protection, hole);
+	atomic_fetch_add(&changes, 1);
+	return done;
+}
+
+static uint64_t accessible(uint64_t start, uint64_t length, bool write)
 {
 	uint64_t at = start, end = start + length;
 	struct range part;
 
-	while (at < end && ranges_next(at, end, &part) && part.start == at &&
+	while (at < end && ranges_next(at, end, &part) && part.start == at && part.end > at &&
 	       (part.protection & (write ? PROT_WRITE : PROT_READ)))
 		at = part.end;
 	return at - start;
+}
+
+uint64_t ranges_accessible(uint64_t start, uint64_t length, bool write)
+{
+	unsigned seen;
+	uint64_t found;
+
+	/* The race: somebody changes them meanwhile. What is read then may be anything, but lies in the table. */
+	do {
+		seen = atomic_load(&changes);
+		found = accessible(start, length, write);
+		atomic_thread_fence(memory_order_acquire);
+	} while (seen % 2 != 0 || atomic_load(&changes) != seen);
+	return found;
 }

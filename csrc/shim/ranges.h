@@ -35,7 +35,8 @@ bool ranges_clear(uint64_t start, uint64_t end);
 
 /* The part of the first range at or after start that lies in [start, end). False: there is none. */
 bool ranges_next(uint64_t start, uint64_t end, struct range *part);
-/* Bytes from start on, at most length, that may be read, or written to. */
+/* Bytes from start on, at most length, that may be read, or written to. Needs no lock; async-signal-safe, but for a handler
+ * that has come in between a change of this thread's: signals are blocked there. */
 uint64_t ranges_accessible(uint64_t start, uint64_t length, bool write);
 
 #endif

@@ -12,6 +12,7 @@
  *   space     mmap() and its kin
  *   filter    the seccomp filter, and the gate that it lets pass
  *   calls     system calls that were given the region's addresses
+ *   shortcuts the most frequent ones, without a trap
  *   vectors   those that have them behind a pointer
  *   signals   handlers and masks of the program's, which must not be in the way of ours
  *   process   fork, exec, spawn, threads
