@@ -24,7 +24,7 @@ setup(
     ext_modules=[
         Extension(
             "cram_emu._region",
-            ["csrc/region/region.c"],
+            sorted(glob("csrc/region/*.c")),
             include_dirs=["csrc"],
             extra_compile_args=CORE["COMPILE_FLAGS"],
             extra_link_args=CORE["LINK_FLAGS"],

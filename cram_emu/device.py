@@ -13,11 +13,11 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from cram_emu._core import check, ffi, fields, lib
-from cram_emu._region import Region
+from cram_emu._region import Handle, Region
 from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, PoisonError
 from cram_emu.sizes import parse_size
 
@@ -281,10 +281,12 @@ class Device:
         return device
 
     def _adopt(self, handle) -> None:
-        self._handle = ffi.gc(handle, lib.cram_free)
+        self._handle = handle
+        self._owner = _own(handle, "cram_free")
         self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
-        self._interrupts = _Interrupts(self._handle)
+        self._interrupts = _Interrupts(handle, self._owner)
         self._closed = False
+        self._forgotten = False
         self.poison = Poison(self)
 
     # -- lifetime
@@ -306,8 +308,9 @@ class Device:
         self.close()
 
     def __del__(self) -> None:
-        # Not made, or closed; mappings refer to their device, so that none is alive here.
+        # A mapping refers to its device: one that is open here is in a cycle with it, and closes it later.
         if not getattr(self, "_closed", True):
+            self._forgotten = True
             lib.cram_close(self._handle)
 
     @property
@@ -562,11 +565,20 @@ def _set(struct, name: str, value: int) -> None:
         raise InvalidArgument(f"{name} {value!r}: not a number that this can be") from None
 
 
+def _own(handle, free: str, parent: Handle | None = None) -> Handle:
+    """Has the function of that name in cram.h free a handle of the core, when nobody has the result any more."""
+    address, function = (
+        int(ffi.cast("uintptr_t", pointer)) for pointer in (handle, ffi.addressof(lib, free))
+    )
+    return Handle(address, function) if parent is None else Handle(address, function, parent)
+
+
 class _Interrupts:
     """Brings the events of a device to Python callbacks, in one daemon thread made at first need."""
 
-    def __init__(self, handle):
+    def __init__(self, handle, owner: Handle):
         self._handle = handle
+        self._owner = owner
         self._callbacks: list[Callable[[Interrupt], object]] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -676,7 +688,8 @@ class Mapping(Region):
     def __init__(self, device: Device, handle, length: int):
         super().__init__(int(ffi.cast("uintptr_t", lib.cram_map_address(handle))), length)
         self._device = device
-        self._handle = ffi.gc(handle, lib.cram_map_free)
+        self._handle = handle
+        self._owner = _own(handle, "cram_map_free", device._owner)
         self.address = int(ffi.cast("uintptr_t", lib.cram_map_address(handle)))
         _open_mappings.add(self)
 
@@ -750,9 +763,12 @@ class Mapping(Region):
         self.close()
 
     def __del__(self) -> None:
-        # Buffers hold a reference to us: none is alive.
+        # A buffer refers to us: one that exists is in a cycle with us, and the owner unmaps.
         if hasattr(self, "_handle"):
-            self.close()
+            with suppress(BufferError):
+                self.close()
+            if self._device._forgotten:
+                lib.cram_close(self._device._handle)
 
     def __repr__(self) -> str:
         return f"<Mapping of {len(self)} bytes at 0x{self.address:x}>"

@@ -83,7 +83,8 @@ int cram_open(const char *path, cram_device **device);
  * CRAM_ECLOSED first. The handle stays: from now on every call on it answers CRAM_ECLOSED or moves no byte, so that
  * threads may use it while another closes. NULL, and closing twice, are accepted. */
 int cram_close(cram_device *device);
-/* Frees the handle of a closed device, which nobody uses any more. NULL is accepted. */
+/* Closes the device, when it is open yet, and frees its handle, which nobody uses any more, nor any mapping of the
+ * device. NULL is accepted. */
 void cram_free(cram_device *device);
 /* 0, CRAM_ECLOSED or CRAM_EFORKED: what those calls that cannot say so have met. */
 int cram_check(const cram_device *device);
@@ -268,7 +269,7 @@ int cram_map_create(cram_device *device, const struct cram_map_params *params, c
  * memory any more; a thread that does gets SIGSEGV, or SIGBUS. Once only, by one thread; the handle stays, and
  * answers CRAM_ECLOSED. NULL is accepted. */
 void cram_unmap(cram_map *map);
-/* Frees the handle of an unmapped mapping, before its device's is freed. NULL is accepted. */
+/* Unmaps the mapping, when it is mapped yet, and frees its handle, before its device's is freed. NULL is accepted. */
 void cram_map_free(cram_map *map);
 void *cram_map_address(const cram_map *map);
 

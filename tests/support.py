@@ -75,18 +75,17 @@ def _gcc(*args, cwd: Path) -> None:
 
 
 @functools.cache
-def _core(directory: Path) -> tuple[Path, ...]:
-    directory.mkdir()
-    _gcc("-c", *(s for part in ("", "device/", "host/") for s in TOP.glob(f"csrc/{part}*.c")),
-         cwd=directory)  # fmt: skip
-    return tuple(directory.glob("*.o"))
+def _core(base: Path) -> Path:
+    """The C core as one object: files of two rooms may have the same name."""
+    sources = (s for part in ("", "device/", "host/") for s in TOP.glob(f"csrc/{part}*.c"))
+    _gcc("-r", "-nostdlib", *sources, "-o", base / "core.o", cwd=base)
+    return base / "core.o"
 
 
 @functools.cache
 def _build(name: str, base: Path) -> Path:
-    core = _core(base / "children")
     source = Path(__file__).parent / "children" / f"{name}.c"
-    _gcc(source, *core, "-o", base / name, "-llz4", "-lzstd", cwd=base)
+    _gcc(source, _core(base), "-o", base / name, "-llz4", "-lzstd", cwd=base)
     return base / name
 
 

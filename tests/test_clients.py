@@ -5,6 +5,7 @@ writing into the device object what one would have left.
 """
 
 import gc
+import itertools
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ from device_object import (
     GATE,
     HOLDER_SHIFT,
     POISON_LOCK_AT,
+    USED_AT,
     TABLE_LOCK,
     DeviceObject,
 )
@@ -443,7 +445,7 @@ class TestLeftBehind:
     def test_reserved(self, shared: Device, corpse: Corpse):
         """Room that it had reserved and not used is found when it is needed."""
         fits = shared.stats.remaining // PAGE
-        corpse.object.write(192, struct.pack("<Q", 128 * 1024 // 64))
+        corpse.object.write(USED_AT, struct.pack("<Q", 128 * 1024 // 64))
         assert shared.stats.remaining == 0
         for page in range(8, 8 + fits):
             shared.write(page * PAGE, noise(page))
@@ -626,6 +628,26 @@ class TestLifetime:
         waiter.join(timeout=30)
         assert not waiter.is_alive()
         assert holdings() == before
+
+    @pytest.mark.parametrize("order", list(itertools.permutations("dmb")), ids="".join)
+    def test_cycle(self, order, nothing_left):
+        """A device and a mapping that the cycle collector finds are finalized in any order, and go."""
+        for callbacks in (False, True):
+            made = {"d": Device("1M", "1M"), "b": None}
+            made["m"] = made["d"].map(window="64K")
+            made["m"][0] = 1
+            if callbacks:
+                made["d"].on_interrupt(print)
+            cycle = [made[name] for name in order]
+            made["d"].cycle = made["m"].cycle = cycle
+            del made, cycle
+            gc.collect()
+
+    def test_cycle_with_buffer(self, nothing_left):
+        dev = Device("1M", "1M")
+        dev.view = memoryview(dev.map(window="64K"))
+        del dev
+        gc.collect()
 
     def test_close_under_way(self, tmp_path: Path):
         """Threads that use a device while it closes get DeviceClosed, and nothing else."""

@@ -83,6 +83,12 @@ static int open_existing(const char *path, const struct cram_params *params, str
 	return device_open(path, device);
 }
 
+static void free_handle(struct cram_device *device)
+{
+	visits_deinit(device);
+	memory_unmap(device, sizeof(*device));
+}
+
 static int open_with(open_fn *open_device, const char *path, const struct cram_params *params, cram_device **result)
 {
 	struct cram_device *device = memory_map(sizeof(*device), -1);
@@ -106,7 +112,7 @@ static int open_with(open_fn *open_device, const char *path, const struct cram_p
 	}
 	host_restore_signals(&before);
 	if (code != 0) {
-		cram_free(device);
+		free_handle(device);
 		return code;
 	}
 	*result = device;
@@ -187,8 +193,8 @@ void cram_free(cram_device *device)
 {
 	if (device == NULL)
 		return;
-	visits_deinit(device);
-	memory_unmap(device, sizeof(*device));
+	cram_close(device);
+	free_handle(device);
 }
 
 int cram_check(const cram_device *device)

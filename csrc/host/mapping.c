@@ -198,7 +198,7 @@ int map_create(cram_device *device, const struct cram_map_params *params, void *
 		return cram_fail(CRAM_ENOMEM, "no memory for a mapping handle");
 	code = visit_begin_at(device, &visit, true);
 	if (code != 0) {
-		cram_map_free(map);
+		memory_unmap(map, sizeof(*map));
 		return code;
 	}
 	code = claim_pages(map, params->anonymous);
@@ -211,7 +211,7 @@ int map_create(cram_device *device, const struct cram_map_params *params, void *
 	}
 	visit_end(&visit);
 	if (code != 0) {
-		cram_map_free(map);
+		memory_unmap(map, sizeof(*map));
 		return code;
 	}
 	*result = map;
@@ -258,6 +258,7 @@ void cram_unmap(cram_map *map)
 
 void cram_map_free(cram_map *map)
 {
+	cram_unmap(map);
 	if (map != NULL)
 		memory_unmap(map, sizeof(*map));
 }

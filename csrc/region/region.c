@@ -6,8 +6,7 @@
  * It does not own the memory, nor know what it is: Python 3.11 has no way to offer a buffer from Python code, and a
  * mapping must know that nobody looks at it before it goes. All under the interpreter lock.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "region.h"
 
 typedef struct {
 	PyObject_HEAD
@@ -107,12 +106,13 @@ PyMODINIT_FUNC PyInit__region(void)
 {
 	PyObject *m;
 
-	if (PyType_Ready(&region_type) < 0)
+	if (PyType_Ready(&region_type) < 0 || PyType_Ready(&handle_type) < 0)
 		return NULL;
 	m = PyModule_Create(&module);
 	if (m == NULL)
 		return NULL;
-	if (PyModule_AddObjectRef(m, "Region", (PyObject *)&region_type) < 0) {
+	if (PyModule_AddObjectRef(m, "Region", (PyObject *)&region_type) < 0 ||
+	    PyModule_AddObjectRef(m, "Handle", (PyObject *)&handle_type) < 0) {
 		Py_DECREF(m);
 		return NULL;
 	}
