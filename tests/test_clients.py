@@ -24,8 +24,8 @@ from device_object import (
     GATE,
     HOLDER_SHIFT,
     POISON_LOCK_AT,
-    USED_AT,
     TABLE_LOCK,
+    USED_AT,
     DeviceObject,
 )
 from samples import (
