@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from device_object import DeviceObject
+from device_object import VERSION, DeviceObject
 from hypothesis import given, strategies as st
 from samples import LINE, PAGE, entropy, noise, right_or_poison, run_threads
 
@@ -602,7 +602,7 @@ class TestFile:
         os.truncate(device_file, size)
         Device.open(device_file).close()
 
-    @pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+    @pytest.mark.parametrize("version", [0, VERSION - 1, VERSION + 1, 2**32 - 1])
     def test_version(self, version: int, device_file: Path, nothing_left_open):
         """Another layout is refused by its version, before anything else of it is believed."""
         with open(device_file, "r+b") as file:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from device_object import VERSION
 from samples import PAGE, entropy
 
 import cram_emu.errors
@@ -149,7 +150,7 @@ class TestEachCode:
 
     def test_enomem(self, run_child, tmp_path: Path):
         """A limit on the address space is told, with what did not fit, and no file stays."""
-        child = run_child(CREATE_LIMITED, tmp_path / "dev", "RLIMIT_AS", 0)
+        child = run_child(CREATE_LIMITED, tmp_path / "dev", "RLIMIT_AS", 128 << 10)
         assert child.stdout.startswith("NoMemory ")
         assert str(tmp_path / "dev") in child.stdout and "bytes" in child.stdout
         assert list(tmp_path.iterdir()) == []
@@ -226,8 +227,8 @@ class TestEachCode:
         Device("1M", "64K", path=path).close()
         with open(path, "r+b") as file:
             file.seek(8)
-            file.write((2).to_bytes(4, "little"))
-        with pytest.raises(WrongVersion, match="version 2.*version 1"):
+            file.write((VERSION + 1).to_bytes(4, "little"))
+        with pytest.raises(WrongVersion, match=f"version {VERSION + 1}.*version {VERSION}"):
             Device.open(path)
 
     @pytest.mark.usefixtures("skip_unless_userfaultfd")

@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "host/thread.h"
+#include "host/visit.h"
 #include "threads.h"
 
 static _Atomic int wanted;
@@ -65,6 +66,7 @@ static void child_begins_anew(void)
 	int status;
 	pid_t pid;
 
+	fork_watch();
 	atomic_store(&wanted, 1);
 	CHECK_EQ(thread_start(&thread, wait_until_unwanted, NULL, "test"), 0);
 	await_alone();
