@@ -113,14 +113,20 @@ class Redis:
         self.socket_path = str(where / "socket")
         command = [
             *prefix, "redis-server", "--port", "0", "--unixsocket", self.socket_path, "--dir", str(where), "--save", "",
+            # It would write patterns all over memory that is not its own, while threads there work.
+            "--crash-memcheck-enabled", "no",
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        wait_until(lambda: os.path.exists(self.socket_path) or self.process.poll() is not None, "it listens")
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(self.socket_path)
+        wait_until(self._connects, "it listens")
         self._input = self._socket.makefile("rb")
+
+    def _connects(self) -> bool:
+        """Between bind() and listen() the socket is there, and refuses."""
+        assert self.process.poll() is None, "it has ended"
+        return self._socket.connect_ex(self.socket_path) == 0
 
     def pipeline(self, commands: list[tuple]) -> list:
         words = [[str(w).encode() if not isinstance(w, bytes) else w for w in c] for c in commands]
