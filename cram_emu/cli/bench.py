@@ -23,9 +23,11 @@ from cram_emu.lab.bench import (
     Spread,
     Target,
     hot_ratios,
+    program_hot_ratios,
     reader_spreads,
     run as run_bench,
     spread_of,
+    start_cost,
     targets,
 )
 from cram_emu.sizes import format_size, parse_size
@@ -33,7 +35,8 @@ from cram_emu.sizes import format_size, parse_size
 DESCRIPTION = """\
 Runs the same loops on a device and on kernel zram swap (lz4) that may keep as much memory resident:
 fill, sequential read, random reads and writes, with one and two threads. Beside them the limits
-(lz4 and memcpy alone), a hot set against ordinary memory, what a reader of the device's files costs
+(lz4 and memcpy alone), the loops and a hot set in a program under `cram-emu run`, a hot set of a
+mapping against ordinary memory, what a reader of the device's files costs
 it, and what a device itself takes. Contents are verified outside the timed parts. The full run takes
 about six minutes and needs 3.3 GiB of free memory. Kernel zram needs root; without it that column is
 left out, and the reason is given. Swap, zram and memory cgroup are put back afterwards, after Ctrl-C
@@ -67,6 +70,7 @@ _SPEEDS = (
     ("memory", "host memory, MiB"),
 )
 _SCALE = {"read_rate": 1000, "write_rate": 1000, "shootdowns": 1000, "memory": MIB}
+_OF_SIDES = ("shootdowns", "memory")  # and not of the program on the device
 _STYLES = {"reached": "green", "not reached": "bold red", "not measured": "dim"}
 
 
@@ -111,6 +115,12 @@ def _tell(console: Console, result: Result) -> None:
         console.say()
         console.say("One thread" if threads == 1 else f"{threads} threads", "bold")
         console.table(*_sides(result, threads))
+    console.say()
+    console.say("A program under cram-emu run, one thread", "bold")
+    if result.program_left_out:
+        console.say(f"left out: {result.program_left_out}")
+    else:
+        console.table(*_programs(result))
     console.say()
     console.say("The limit: one thread, no device", "bold")
     console.table(*_limits(result))
@@ -164,6 +174,20 @@ def _sides(result: Result, threads: int) -> tuple[list[str], list[list[str]]]:
     return columns[: len(rows[0])], rows
 
 
+def _programs(result: Result) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for figure, name in _SPEEDS:
+        scale = _SCALE.get(figure, 1)
+        ours, theirs = spread_of(result.program, figure), result.spread("zram", 1, figure)
+        if ours and figure not in _OF_SIDES:
+            rows.append([name, _spread(ours, scale), *([_ratio(ours, theirs)] if theirs else [])])
+    ratios = program_hot_ratios(result)
+    rows.append(["hot set, over ordinary memory", _spread(_of(ratios))])
+    rows.append(["start-up of run, over the interpreter's, ms", _spread(start_cost(result))])
+    width = max(map(len, rows))
+    return ["", "program", "program / zram"][:width], [row + [""] * (width - len(row)) for row in rows]
+
+
 def _limits(result: Result) -> tuple[list[str], list[list[str]]]:
     store = spread_of(result.limits, "store").median
     names = (
@@ -185,7 +209,7 @@ def _hot(result: Result) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 f"write-back {'on' if writeback else 'off'}",
-                _spread(Spread(statistics.median(ratios), min(ratios), max(ratios))),
+                _spread(_of(ratios)),
                 *(f"{1000 * value:.0f}" for value in seconds),
             ]
         )
@@ -255,6 +279,10 @@ def _ratio(ours: Spread, theirs: Spread) -> str:
     return f"{ours.median / theirs.median:.3g}" if theirs.median else "-"
 
 
+def _of(values: list[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
 def _spread(spread: Spread, scale: float = 1) -> str:
     values = (spread.median, spread.low, spread.high)
     median, low, high = (_number(value / scale) for value in values)
@@ -292,6 +320,14 @@ def _document(result: Result) -> dict:
             f"writeback_{'on' if writeback else 'off'}": figures | {"ratios": hot_ratios(figures)}
             for writeback, figures in result.hot.items()
         },
+        "program": {
+            "runs": result.program,
+            "hot_set": [
+                {"placed": placed, "ordinary": bare} for placed, bare in result.program_hot
+            ],
+            "start": [{"run": ours, "interpreter": bare} for ours, bare in result.start],
+        },
+        "program_left_out": result.program_left_out,
         "reader": result.reader,
         "reader_left_out": result.reader_left_out,
         "memory": result.memory,

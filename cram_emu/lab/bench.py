@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from cram_emu import Device
 from cram_emu.errors import CramError, NotPermitted, NotSupported
-from cram_emu.lab import zram
+from cram_emu.lab import launch, zram
 from cram_emu.lab.footprint import available
 from cram_emu.lab.signals import signals_held, unwound_by_signals
 from cram_emu.sizes import format_size
@@ -28,6 +28,8 @@ from cram_emu.sysfs import fuse, mountpoint
 MIB = 1 << 20
 THREADS = (1, 2)
 HOT_PAIRS = 10
+PROGRAM_PAIRS = 10
+START_PAIRS = 15
 READER_PAIRS = 5
 WRITEBACK = 0.1
 SMALLEST = 512 * MIB  # an eighth is the memory cgroup's limit; under 64 MiB the OOM killer came
@@ -124,6 +126,10 @@ class Result:
     sides: dict[tuple[str, int], list[Figures]] = field(default_factory=dict)  # by side, threads
     limits: list[Figures] = field(default_factory=list)
     hot: dict[bool, Figures] = field(default_factory=dict)  # by write-back on or off
+    program: list[Figures] = field(default_factory=list)  # the sides' loops in a placed program
+    program_hot: list[tuple[Figures, Figures]] = field(default_factory=list)  # placed, and not
+    start: list[tuple[float, float]] = field(default_factory=list)  # seconds: run's, the interpreter's
+    program_left_out: str | None = None  # why there is no placed program
     reader: Figures = field(default_factory=dict)
     reader_left_out: str | None = None  # why there is no reader of the device's files
     memory: dict[str, Figures] = field(default_factory=dict)  # "idle", "huge", "metadata", "full"
@@ -157,6 +163,17 @@ def reader_spreads(figures: Figures) -> dict[str, Spread]:
         name: Spread(statistics.median(values), min(values), max(values))
         for name, values in runs.items()
     }
+
+
+def program_hot_ratios(result: Result) -> list[float]:
+    """The time of a placed program's turn over that of the same one in ordinary memory, pair by pair."""
+    return [placed["measured"] / bare["measured"] for placed, bare in result.program_hot]
+
+
+def start_cost(result: Result) -> Spread:
+    """Milliseconds that `cram-emu run -- true` takes longer than the bare interpreter."""
+    costs = [1000 * (ours - bare) for ours, bare in result.start]
+    return Spread(statistics.median(costs), min(costs), max(costs))
 
 
 def metadata_allowed(figures: Figures) -> float:
@@ -204,10 +221,13 @@ def _steps(plan: Plan, result: Result) -> Iterator[tuple[str, Callable[[], None]
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
                 noted = "1 thread" if threads == 1 else f"{threads} threads"
                 yield f"{name}: {side}, {noted}", partial(_run_side, plan, result, side, threads)
+        yield f"{name}: a program on the device", partial(_run_program, plan, result)
         yield f"{name}: lz4 and memcpy alone", partial(_run_limits, plan, result)
     for writeback in (False, True):
         noted = "on" if writeback else "off"
         yield f"hot set, write-back {noted}", partial(_run_hot, plan, result, writeback)
+    yield "a program's hot set", partial(_run_program_hot, plan, result)
+    yield "start-up of cram-emu run", partial(_run_start, result)
     yield "a reader of the device's files", partial(_run_reader, plan, result)
     yield "memory", partial(_run_memory, plan, result)
 
@@ -249,6 +269,59 @@ def _run_zram(plan: Plan, arguments: Figures) -> Figures:
             tables=swap.tables,
             **arguments,
         )
+
+
+def _run_program(plan: Plan, result: Result) -> None:
+    if result.program_left_out:
+        return
+    try:
+        with _placed(plan.size * 2, plan.real, plan.window) as (_, environment):
+            figures = run_child("program", environment, size=plan.size, accesses=plan.accesses)
+    except NotSupported as reason:
+        result.program_left_out = str(reason)
+        return
+    result.program.append(figures)
+
+
+@contextmanager
+def _placed(advertised: int, real: int, window: int) -> Iterator[tuple[Device, dict[str, str]]]:
+    """A device, and the environment of a program on it; NotSupported. No periodic write-back, as the sides are."""
+    with Device(advertised, real) as dev:
+        path = f"/proc/{os.getpid()}/fd/{dev.fileno()}"
+        yield dev, launch.environment(path, launch.Settings(window, writeback_ms=0))
+
+
+def _run_program_hot(plan: Plan, result: Result) -> None:
+    """A process a turn: a set that fits the window. The allocator has no part in it."""
+    if result.program_left_out:
+        return
+    job = {"size": plan.hot, "accesses": plan.hot_accesses}
+    for pair in range(PROGRAM_PAIRS):
+        turn: dict[bool, Figures] = {}
+        for placed in (True, False) if pair % 2 == 0 else (False, True):
+            if placed:
+                with _placed(2 * plan.window, plan.window, plan.window) as (_, environment):
+                    turn[placed] = run_child("hot_program", environment, **job)
+            else:
+                turn[placed] = run_child("hot_program", **job)
+        result.program_hot.append((turn[True], turn[False]))
+
+
+def _run_start(result: Result) -> None:
+    if result.program_left_out:
+        return
+    main = "import sys; from cram_emu.cli import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", main, "run", "--", "true"]
+    for _ in range(START_PAIRS):
+        result.start.append((_seconds_of(command), _seconds_of([sys.executable, "-c", ""])))
+
+
+def _seconds_of(command: list[str]) -> float:
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise SideFailed(f"{' '.join(command)} {_ended(done.returncode)}: {done.stderr.strip()}")
+    return time.monotonic() - start
 
 
 def _run_limits(plan: Plan, result: Result) -> None:
@@ -296,7 +369,9 @@ def _run_memory(plan: Plan, result: Result) -> None:
     }
 
 
-def run_child(job: str, **arguments: object) -> Figures:
+def run_child(
+    job: str, environment: dict[str, str] | None = None, /, **arguments: object
+) -> Figures:
     """One job of sides.py in a process of its own. SideFailed says how it ended, and why."""
     module = ("-P", "-m", "cram_emu.lab.sides")  # -P: whatever lies in the working directory
     command = [sys.executable, *module, job, json.dumps(arguments)]
@@ -309,6 +384,7 @@ def run_child(job: str, **arguments: object) -> Figures:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
+                    env=environment,
                     start_new_session=True,
                 )
             )
@@ -342,20 +418,41 @@ def _host() -> dict[str, str | float]:
 
 def targets(result: Result) -> list[Target]:
     """The reach of the project's bench, with what was measured; medians."""
-    return [*_against_zram(result), *_against_itself(result), *_memory(result.memory)]
+    return [
+        *_against_zram(result),
+        *_against_itself(result),
+        *_programs(result),
+        *_memory(result.memory),
+    ]
+
+
+# name, figure, reach, at least
+_REACH = (
+    ("fill", "fill", 2.5, True),
+    ("sequential read", "scan", 3.5, True),
+    ("random read mean", "read_mean", 0.6, False),
+    ("random read p99", "read_p99", 0.15, False),
+    ("random write mean", "write_mean", 0.85, False),
+)
 
 
 def _against_zram(result: Result) -> Iterator[Target]:
-    for name, figure, reach, at_least in (
-        ("fill, over zram", "fill", 2.5, True),
-        ("sequential read, over zram", "scan", 3.5, True),
-        ("random read mean, over zram", "read_mean", 0.6, False),
-        ("random read p99, over zram", "read_p99", 0.15, False),
-        ("random write mean, over zram", "write_mean", 0.85, False),
+    for kind, runs in (
+        ("", result.sides.get(("device", 1), [])),
+        ("a program's ", result.program),
     ):
-        ours, theirs = (result.spread(side, 1, figure) for side in SIDES)
-        measured = ours.median / theirs.median if ours and theirs else None
-        yield Target(name, reach, at_least, "times", measured)
+        for name, figure, reach, at_least in _REACH:
+            ours, theirs = spread_of(runs, figure), result.spread("zram", 1, figure)
+            measured = ours.median / theirs.median if ours and theirs else None
+            yield Target(f"{kind}{name}, over zram", reach, at_least, "times", measured)
+
+
+def _programs(result: Result) -> Iterator[Target]:
+    left_out = result.program_left_out is not None
+    ratio = None if left_out else statistics.median(program_hot_ratios(result))
+    yield Target("a program's hot set, over ordinary memory", 1.05, False, "times", ratio)
+    cost = None if left_out else start_cost(result).median
+    yield Target("start of run, over the interpreter's", 50, False, "ms", cost)
 
 
 def _against_itself(result: Result) -> Iterator[Target]:

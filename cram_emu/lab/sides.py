@@ -80,6 +80,13 @@ def zram(
         return _measure(pages, latencies, account)
 
 
+def program(size: int, accesses: int) -> Figures:
+    """The same loops on memory that the process just asks for: for one that `cram-emu run` would start."""
+    latencies = Latencies(accesses)
+    with loops.ordinary_memory(size) as memory:
+        return _measure(Pages(loops.address_of(memory), size // PAGE), latencies, dict)
+
+
 def _measure(pages: Pages, latencies: Latencies, memory: Callable[[], Figures]) -> Figures:
     accesses = latencies.count
     before = _shootdowns()
@@ -174,6 +181,13 @@ def _hot_turn(buffer, address: int, accesses: int) -> tuple[float, float, bytes]
     loops.fill(pages)
     warm_up, measured = (loops.hot(pages, stream, accesses) for stream in (0, 1))
     return warm_up, measured, hashlib.blake2b(buffer).digest()
+
+
+def hot_program(size: int, accesses: int) -> Figures:
+    """One turn on memory that the process just asks for."""
+    with loops.ordinary_memory(size) as memory:
+        warm_up, measured, _ = _hot_turn(memory, loops.address_of(memory), accesses)
+    return {"warm_up": warm_up, "measured": measured}
 
 
 # ---- beside a reader -------------------------------------------------------------------------
@@ -279,7 +293,7 @@ def _warm_up() -> None:
         mapping.flush()
 
 
-_ALL = (device, zram, limits, hot, reader, idle, metadata, full)
+_ALL = (device, zram, program, limits, hot, hot_program, reader, idle, metadata, full)
 JOBS = {job.__name__: job for job in _ALL}
 
 

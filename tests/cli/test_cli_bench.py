@@ -18,9 +18,9 @@ SMALL = ("--size", "512M", "--rounds", "1")
 MIB = 1 << 20
 
 
-def figures(job: str, **arguments) -> dict[str, float]:
+def figures(job: str, environment=None, /, **arguments) -> dict[str, float]:
     """Stands in for a measurement."""
-    if job in ("device", "zram"):
+    if job in ("device", "zram", "program"):
         names = ("mean", "p50", "p99", "max", "rate")
         accesses = {f"{loop}_{name}": 3.0 for loop in ("read", "write") for name in names}
         sequential = {"fill": 1234.0, "scan": 56.78}
@@ -29,6 +29,8 @@ def figures(job: str, **arguments) -> dict[str, float]:
         return {"decompress": 2000.0, "store": 512.0 * MIB, "copy": 9000.0, "copy_fresh": 3000.0}
     if job == "hot":
         return {f"{n}_{pair}": 0.5 for n in ("device", "ordinary", "warm_up") for pair in range(10)}
+    if job == "hot_program":
+        return {"warm_up": 0.5, "measured": 0.5 if environment is None else 0.51}
     if job == "reader":
         return {f"{name}_{pair}": 2000.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
@@ -45,6 +47,7 @@ def pretend(monkeypatch) -> None:
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: figures("zram"))
     monkeypatch.setattr(zram, "require", lambda: None)
     monkeypatch.setattr(bench, "_require_tree", lambda: None)
+    monkeypatch.setattr(bench, "_seconds_of", lambda command: 0.06 if "run" in command else 0.02)
 
 
 @pytest.fixture
@@ -82,6 +85,9 @@ class TestPlain:
             "write-back on 1.00 (1.00 .. 1.00) 500 500 500",
             "files opened, read and closed, /s 2000 (2000 .. 2000)",
             "beside it, of those without 1.00 (1.00 .. 1.00)",
+            "hot set, over ordinary memory 1.02 (1.02 .. 1.02)",
+            "start-up of run, over the interpreter's, ms 40.0 (40.0 .. 40.0)",
+            "a program's hot set, over ordinary memory at most 1.05 times 1.02 reached",
             "fill, over zram at least 2.5 times 1 not reached",
             "random write rate, 2 threads over 1 at least 1 times 1 reached",
             "metadata at most 84 bytes a touched page 20 reached",

@@ -25,15 +25,17 @@ SIDE = {
 }
 
 
-def pretended(job: str, **arguments) -> dict[str, float]:
+def pretended(job: str, environment=None, /, **arguments) -> dict[str, float]:
     """Figures that reach nothing by themselves."""
-    if job in ("device", "zram"):
+    if job in ("device", "zram", "program"):
         return dict(SIDE)
     if job == "limits":
         return {"decompress": 1000.0, "store": 1.0, "copy": 1.0, "copy_fresh": 1.0}
     if job == "hot":
         times = {f"{side}_{pair}": 1.0 for side in ("device", "ordinary") for pair in range(10)}
         return times | {f"warm_up_{pair}": 1.0 for pair in range(10)}
+    if job == "hot_program":
+        return {"warm_up": 1.0, "measured": 1.0}
     if job == "reader":
         return {f"{name}_{pair}": 1.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
@@ -48,14 +50,16 @@ def ran(monkeypatch) -> list[tuple]:
     """Stands in for the measurements, and for zram; the list is what was measured, in order."""
     order: list[tuple] = []
 
-    def run_child(job: str, **arguments) -> dict[str, float]:
-        order.append((job, arguments.get("threads")))
+    def run_child(job: str, environment=None, /, **arguments) -> dict[str, float]:
+        noted = arguments.get("threads")
+        order.append((job, noted if environment is None else "placed"))
         return pretended(job, **arguments)
 
     monkeypatch.setattr(bench, "run_child", run_child)
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: run_child("zram", **arguments))
     monkeypatch.setattr(zram, "require", lambda: None)
     monkeypatch.setattr(bench, "_require_tree", lambda: None)
+    monkeypatch.setattr(bench, "_seconds_of", lambda command: 0.07 if "run" in command else 0.02)
     return order
 
 
@@ -88,9 +92,14 @@ class TestOrder:
     def test_abba(self, ran):
         bench.run(Plan(rounds=2), silent)
         assert ran == [
-            ("device", 1), ("zram", 1), ("device", 2), ("zram", 2), ("limits", None),
-            ("zram", 1), ("device", 1), ("zram", 2), ("device", 2), ("limits", None),
-            ("hot", None), ("hot", None), ("reader", None),
+            ("device", 1), ("zram", 1), ("device", 2), ("zram", 2), ("program", "placed"), ("limits", None),
+            ("zram", 1), ("device", 1), ("zram", 2), ("device", 2), ("program", "placed"), ("limits", None),
+            ("hot", None), ("hot", None),
+            *5 * [
+                ("hot_program", "placed"), ("hot_program", None),
+                ("hot_program", None), ("hot_program", "placed"),
+            ],
+            ("reader", None),
             ("idle", None), ("idle", None), ("metadata", None), ("full", None),
         ]  # fmt: skip
 
@@ -102,7 +111,7 @@ class TestOrder:
         assert {steps for _, steps, _ in seen} == {len(seen) - 1}
         assert seen[0][2] == "round 1 of 1: device, 1 thread"
 
-    def test_same_peak(self, monkeypatch):
+    def test_same_peak(self, ran, monkeypatch):
         """Both sides touch the same amount first."""
         peaks = {}
         monkeypatch.setattr(zram, "require", lambda: None)
@@ -110,7 +119,7 @@ class TestOrder:
             bench, "_run_zram", lambda plan, arguments: peaks.update(zram=arguments["peak"]) or SIDE
         )
 
-        def run_child(job: str, **arguments) -> dict[str, float]:
+        def run_child(job: str, environment=None, /, **arguments) -> dict[str, float]:
             if job == "device":
                 peaks[job] = arguments["peak"]
             return pretended(job)
@@ -127,7 +136,7 @@ class TestLeftOut:
         assert result.zram_left_out == reason
         assert {side for side, _ in result.sides} == {"device"}
         over_zram = [target for target in targets(result) if "zram" in target.name]
-        assert len(over_zram) == 5
+        assert len(over_zram) == 10
         assert all(target.measured is None and target.reached is None for target in over_zram)
         assert all(t.reached is not None for t in targets(result) if "zram" not in t.name)
 
@@ -191,6 +200,39 @@ class TestTargets:
             for figures in result.sides["device", 1]:
                 figures[figure] = value
             assert self.measured(result)[name].reached is reached
+
+    def test_program(self, result):
+        """A program's figures are held to the same."""
+        name = "a program's fill, over zram"
+        for value, reached in ((2500.0, True), (2499.0, False)):
+            for figures in result.program:
+                figures["fill"] = value
+            assert self.measured(result)[name].reached is reached
+
+    def test_program_hot(self, result):
+        name = "a program's hot set, over ordinary memory"
+        assert self.measured(result)[name].reached
+        for placed, bare in result.program_hot:
+            placed["measured"] = 1.06 * bare["measured"]
+        assert not self.measured(result)[name].reached
+
+    def test_start(self, result):
+        name = "start of run, over the interpreter's"
+        assert self.measured(result)[name].measured == pytest.approx(50)
+        result.start = [(ours + 0.001, bare) for ours, bare in result.start]
+        assert not self.measured(result)[name].reached
+
+    def test_no_program(self, ran, monkeypatch):
+        """Where nothing can be placed that is told, and the rest is measured."""
+
+        def refuse(*arguments) -> None:
+            raise NotSupported("the shim is not built")
+
+        monkeypatch.setattr(bench.launch, "environment", refuse)
+        result = bench.run(Plan(rounds=1), silent)
+        assert result.program_left_out == "the shim is not built"
+        assert all((t.measured is None) == ("program" in t.name or "run," in t.name) for t in targets(result))
+        assert ("program", "placed") not in ran and ("reader", None) in ran
 
     @pytest.mark.parametrize(
         ("name", "figure", "reaching", "missing"),
@@ -286,8 +328,8 @@ class TestSides:
 
     SMALL = {"size": 64 * MIB, "peak": MIB, "accesses": 1000}
 
-    def check(self, job: str, **arguments) -> dict[str, float]:
-        figures = bench.run_child(job, **arguments)
+    def check(self, job: str, *environment, **arguments) -> dict[str, float]:
+        figures = bench.run_child(job, *environment, **arguments)
         assert all(math.isfinite(figure) and figure >= 0 for figure in figures.values())
         return figures
 
@@ -319,6 +361,17 @@ class TestSides:
     def test_limits(self):
         figures = self.check("limits", size=64 * MIB, store=32 * MIB)
         assert 16 * MIB < figures["store"] < 18 * MIB
+
+    def test_program(self):
+        """The twin: outside cram-emu run the same job leaves the device alone."""
+        small = {"size": 64 * MIB, "accesses": 1000}
+        for placed in (True, False):
+            with bench._placed(128 * MIB, 64 * MIB, 8 * MIB) as (dev, environment):
+                self.check("program", *([environment] if placed else []), **small)
+                assert (dev.stats.peak > 12 * MIB) is placed
+
+    def test_hot_program(self):
+        assert set(self.check("hot_program", size=16 * MIB, accesses=10_000)) == {"warm_up", "measured"}
 
     @pytest.mark.parametrize("writeback", (0, 0.1))
     def test_hot(self, writeback):
@@ -352,5 +405,5 @@ class TestSides:
     def test_all(self):
         """No job is without a test here."""
         assert set(JOBS) == {
-            "device", "zram", "limits", "hot", "reader", "idle", "metadata", "full",
+            "device", "zram", "program", "limits", "hot", "hot_program", "reader", "idle", "metadata", "full",
         }  # fmt: skip
