@@ -20,8 +20,10 @@
  * Death: what a client that is killed had dirty is poison for the others, what it had clean stays. The up to 63 pages
  * that follow a sequential writer count as dirty (dirty_frames).
  *
- * Fork: a child inherits nothing usable. Its copy of a mapping is gone (MADV_DONTFORK: touching it is a clean
- * SIGSEGV), and every call on the inherited device answers CRAM_EFORKED or, in the data plane, moves no byte.
+ * Fork: a child that has inherited an anonymous mapping becomes a client of its own, and shares the mapping's pages with its
+ * parent until one of them writes. Otherwise it inherits nothing usable: its copy of a mapping is gone (MADV_DONTFORK:
+ * touching it is a clean SIGSEGV), and every call on the inherited device answers CRAM_EFORKED or, in the data plane,
+ * moves no byte.
  */
 #ifndef CRAM_H
 #define CRAM_H
