@@ -151,6 +151,7 @@ class Client:
     dirty_frames: int  #: those newer than the media
     faults: int  #: answered since it came
     written_back: int  #: pages, since it came
+    poison_faults: int  #: accesses to its mappings that met poison
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

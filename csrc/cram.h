@@ -163,6 +163,7 @@ struct cram_client {
 	uint64_t dirty_frames;    /* those newer than the media */
 	uint64_t faults;          /* page faults answered since it came */
 	uint64_t written_back;    /* pages compressed since it came */
+	uint64_t poison_faults;   /* accesses to its mappings that met poison */
 };
 
 /* Copies at most n clients, one that has died and is not reaped yet among them; returns how many there are. */

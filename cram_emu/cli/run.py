@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -14,17 +15,22 @@ import time
 from collections.abc import Iterator
 
 from cram_emu import Device, format_size, named
+from cram_emu.cli import USAGE
 from cram_emu.cli.console import add_capacities, plain_table, size
-from cram_emu.errors import DeviceIOError
+from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
 from cram_emu.lab.watch import Report, Watch, is_child_of, summarise
 
 DESCRIPTION = """\
 Runs an unmodified, dynamically linked program whose heap and large anonymous mappings live on a
-compressed device, and tells on standard error what the device saw. Programs that it starts are placed too.
+compressed device, and tells on standard error what the device saw. Programs that it starts are placed too,
+unless they are static, setuid, or started with an empty environment.
 """
 
 EXIT_CODES = """\
+for example:
+  cram-emu run --real 512M --window 64M -- redis-server --save ''
+
 exit codes:
   the program's own; a signal that ended it ends cram-emu too
   1    the device cannot be had, or the report not be written; the message says why
@@ -36,6 +42,8 @@ exit codes:
 
 # The terminal sends them to the program as well, and it decides.
 _LEFT_TO_THE_PROGRAM = (signal.SIGINT, signal.SIGQUIT)
+_ADVERTISED, _REAL = 8 << 30, 1 << 30
+_LITTLE = 32 << 20  # what any interpreter has beside its heap
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -51,6 +59,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--mount", metavar="MOUNTPOINT", help="join mem0 of the machine that is mounted there"
     )
     add_capacities(parser)
+    # Told from what was asked for: they are of a new device.
+    parser.set_defaults(advertised=None, real=None)
     parser.add_argument(
         "--window",
         type=size,
@@ -69,7 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--delivery",
         choices=launch.DELIVERIES,
         default="inline",
-        help="who answers a page fault: the thread itself, or another one (inline)",
+        help="who answers a page fault: the thread itself, or another one, slower, which needs root or"
+        " vm.unprivileged_userfaultfd (inline)",
     )
     parser.add_argument("--mode", choices=launch.MODES, default="direct", help="what manages the memory")
     parser.add_argument(
@@ -78,33 +89,70 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FILE", help="write the report there too, as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw its history there: .png or .svg")
     parser.add_argument("program", metavar="PROGRAM", help="what to run")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="for the program")
 
 
 def run(args: argparse.Namespace) -> int:
     """Does not return where a signal ended the program."""
     settings = launch.Settings(args.window, args.min_mmap, args.delivery, not args.no_follow)
+    try:
+        _check(args, settings)
+        program = launch.find(args.program)
+    except launch.CannotStart as error:
+        return _tell(str(error), error.code)
+    except InvalidArgument as error:
+        return _tell(str(error), USAGE)
+    with _device(args) as (device, path):
+        environment = launch.environment(path, settings)
+        try:
+            report = _watch(program, environment, device, args, settings)
+        except launch.CannotStart as error:
+            return _tell(str(error), error.code)
+        print(*_table(report), sep="\n", file=sys.stderr)
+        _write(report, args, device)
+    if report.signal is not None:
+        _end_by(report.signal)
+    return report.exit_code
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"cram-emu: {message}", file=sys.stderr)
+    return code
+
+
+# ---- before -----------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
+    """InvalidArgument, or what else would fail only after the program has run."""
+    if not args.program:
+        raise InvalidArgument("PROGRAM is empty")
     settings.check()
+    joins = args.device is not None or args.mount is not None
+    if joins and (args.real is not None or args.advertised is not None):
+        raise InvalidArgument("--real and --advertised are of a new device; this one has its own")
     if args.plot is not None:
         from cram_emu.lab import plot
 
         plot.check(args.plot)
+    for path in filter(None, (args.report, args.plot)):
+        _check_writable(path)
+    # What this host does not permit is told here, and not by the program's start.
+    with Device("1M", "1M") as device, device.map(window="64K", delivery=args.delivery):
+        pass
+
+
+def _check_writable(path: str) -> None:
+    """DeviceIOError: nothing can be written there. Nothing is written yet: the program may not even start."""
+    directory = os.path.dirname(path) or "."
     try:
-        command = launch.command([args.program, *args.arguments])
-    except launch.CannotStart as error:
-        print(f"cram-emu: {error}", file=sys.stderr)
-        return error.code
-    with _device(args) as (device, path), _outputs(args) as report_file:
-        environment = launch.environment(path, settings)
-        report = _watch(command, environment, device, args, settings)
-        print(*_table(report), sep="\n", file=sys.stderr)
-        if report_file is not None:
-            json.dump(report.as_json(), report_file)
-        if args.plot is not None:
-            plot.draw(report, args.plot, (device.params.lthresh, device.params.hthresh))
-    if report.signal is not None:
-        _end_by(report.signal)
-    return report.exit_code
+        os.stat(directory)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DeviceIOError(f"{path}: {error.strerror}") from None
 
 
 @contextlib.contextmanager
@@ -120,38 +168,36 @@ def _device(args: argparse.Namespace) -> Iterator[tuple[Device, str]]:
             path = Tree(args.mount).device("mem0")["path"]
         device = Device.open(path)
     else:
-        device = Device(args.advertised, args.real)
+        advertised = _ADVERTISED if args.advertised is None else args.advertised
+        device = Device(advertised, min(_REAL, advertised) if args.real is None else args.real)
         path = f"/proc/{os.getpid()}/fd/{device.fileno()}"
     with device:
         yield device, path
 
 
-@contextlib.contextmanager
-def _outputs(args: argparse.Namespace) -> Iterator:
-    """The report's file, opened before the program starts: what cannot be written is told at once."""
-    if args.report is None:
-        yield None
-        return
-    try:
-        file = open(args.report, "w", encoding="utf-8")
-    except OSError as error:
-        raise DeviceIOError(f"{args.report}: {error.strerror}") from None
-    with file:
-        yield file
+# ---- meanwhile --------------------------------------------------------------------------------
 
 
-def _watch(command, environment, device: Device, args, settings: launch.Settings) -> Report:
+def _watch(program: str, environment, device: Device, args, settings: launch.Settings) -> Report:
     for number in _LEFT_TO_THE_PROGRAM:
         signal.signal(number, signal.SIG_IGN)
     start = time.monotonic()
-    # After the fork the program's signals are as a program expects them.
-    child = subprocess.Popen(command, env=environment, preexec_fn=_restore_signals)
+    command = [args.program, *args.arguments]
+    try:
+        # After the fork the program's signals are as a program expects them.
+        child = subprocess.Popen(command, executable=program, env=environment, preexec_fn=_restore_signals)
+    except OSError as error:
+        raise launch.CannotStart(f"{args.program}: {error.strerror}", 126) from None
     for number in _PASSED_ON:
         signal.signal(number, lambda number, _: child.send_signal(number))
-    watch = Watch(device, is_child_of(child.pid))
+    ours = args.device is None and args.mount is None
+    # Nobody else knows a device that we have made.
+    watch = Watch(device, _anybody if ours else is_child_of(child.pid))
     # Not reaped: while it is a zombie nobody else has its number, and its last counters stay.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     seconds = time.monotonic() - start
+    if ours:
+        _wait_for_others(device, child.pid)
     watch.stop()
     status = child.wait()
     device.reap()
@@ -165,8 +211,38 @@ def _watch(command, environment, device: Device, args, settings: launch.Settings
         window=settings.window,
         advertised=device.params.advertised,
         real=device.params.real,
-        **summarise(watch.samples, len(watch.pids)),
+        processes=len(watch.pids),
+        shared=watch.shared,
+        met_poison=list(watch.met.values()),
+        **summarise(watch.samples),
     )
+
+
+def _anybody(pid: int) -> bool:
+    return pid != os.getpid()
+
+
+def _wait_for_others(device: Device, program: int) -> None:
+    """Waits for what the program has left running: the device is gone with us, and whatever they start could not
+    attach. Ctrl-C and SIGTERM end the wait."""
+
+    def left() -> list[int]:
+        pids = (client.pid for client in device.clients())
+        return [pid for pid in pids if pid not in (os.getpid(), program) and os.path.exists(f"/proc/{pid}")]
+
+    if not (pids := left()):
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    listed = " ".join(map(str, pids))
+    print(
+        f"cram-emu: the program has ended; waiting for what it left running on the device: pid {listed} (Ctrl-C: no"
+        " longer)",
+        file=sys.stderr,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        while left():
+            time.sleep(0.05)
 
 
 def _restore_signals() -> None:
@@ -187,27 +263,79 @@ def _end_by(number: int) -> None:
 # ---- the report -------------------------------------------------------------------------------
 
 
+def _write(report: Report, args: argparse.Namespace, device: Device) -> None:
+    if args.report is not None:
+        try:
+            with open(args.report, "w", encoding="utf-8") as file:
+                json.dump(report.as_json(), file)
+        except OSError as error:
+            raise DeviceIOError(f"{args.report}: {error.strerror}") from None
+    if args.plot is not None:
+        from cram_emu.lab import plot
+
+        plot.draw(report, args.plot, (device.params.lthresh, device.params.hthresh))
+
+
 def _table(report: Report) -> list[str]:
     rows = [
         ["ended", f"{_ending(report)}, after {report.seconds:.1f} s"],
-        ["on the device", f"{format_size(report.held)} at most, in {format_size(report.used)} of media"],
-        ["ratio", f"{report.ratio:.2f}, at the lowest {report.lowest_ratio:.2f}"],
-        [
-            "remaining",
-            f"{format_size(report.remaining)} of {format_size(report.real)} real capacity at the lowest",
-        ],
+        ["on the device", f"{format_size(report.placed)} of its memory at most"],
+        ["elsewhere", f"{format_size(report.elsewhere)} at most, in ordinary memory"],
         [
             "resident",
-            f"{format_size(report.resident_frames * 4096)} at most, in {_count(report.processes, 'process')}",
+            f"{format_size(report.resident_frames * 4096)} at most of what is on the device, uncompressed;"
+            f" {_count(report.at_once, 'process')} at once, {report.processes} in all",
         ],
+        ["media", f"{format_size(report.used)} at most, for {format_size(report.held)} when fullest"],
+        ["ratio", _ratios(report)],
+        ["remaining", f"{format_size(report.remaining)} of {format_size(report.real)} real capacity at the least"],
         ["faults", f"{report.faults:,}"],
-        ["write-backs", f"{report.written_back:,}"],
-        ["interrupts", f"lthresh {report.lthresh}, hthresh {report.hthresh}"],
-        ["dropped writes", f"{report.dropped_writes:,}"],
-        ["poisoned pages", f"{report.poisoned:,}"],
+        ["write-backs", f"{report.written_back:,} pages"],
+        ["interrupts", _interrupts(report)],
+        ["dropped writes", f"{report.dropped_writes:,}{_first(report, 'dropped_writes')}"],
+        ["poisoned pages", f"{report.poisoned:,} at most{_first(report, 'poisoned')}"],
     ]
+    rows += [
+        [
+            "met poison",
+            f"pid {met.pid} {met.name}, {_count(met.times, 'access')}, first after {met.seconds:.1f} s",
+        ]
+        for met in report.met_poison
+    ]
+    rows += [["note", note] for note in _notes(report)]
     name = os.path.basename(report.command[0])
     return ["", *plain_table(["cram-emu", name], rows)]
+
+
+def _ratios(report: Report) -> str:
+    if not report.ratio:
+        return "- (nothing was compressed)"
+    return f"{report.ratio:.2f} when fullest, {report.lowest_ratio:.2f} at the lowest"
+
+
+def _interrupts(report: Report) -> str:
+    return (
+        f"running low (lthresh) {report.lthresh}{_first(report, 'lthresh')}, recovered (hthresh) {report.hthresh}"
+    )
+
+
+def _first(report: Report, counter: str) -> str:
+    """When the history first has any of it."""
+    seconds = next((s.seconds for s in report.history if getattr(s, counter) > 0), None)
+    return "" if seconds is None else f", first after {seconds:.1f} s"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    if not report.placed:
+        yield "nothing was placed: the program is not one whose memory the device sees"
+    elif report.elsewhere > max(report.placed, _LITTLE):
+        yield "most of its memory was not on the device: it manages its own, or children are not placed"
+    elif report.placed <= report.window:
+        yield "all of it fits the window: a smaller --window shows what the device would do"
+    if report.dropped_writes:
+        yield "it needs more than this real capacity; with a larger --real the report tells how much"
+    if report.shared:
+        yield "others used the device: media, ratio, remaining, interrupts, writes and poison are of all"
 
 
 def _count(number: int, what: str) -> str:
@@ -218,8 +346,6 @@ def _ending(report: Report) -> str:
     if report.signal is None:
         return f"exit code {report.exit_code}"
     try:
-        name = signal.Signals(report.signal).name
+        return f"killed by {signal.Signals(report.signal).name}"
     except ValueError:
-        name = f"signal {report.signal}"
-    poison = " (it met poison)" if report.signal == signal.SIGBUS and report.poisoned else ""
-    return f"killed by {name}{poison}"
+        return f"killed by signal {report.signal}"

@@ -11,7 +11,6 @@ import os
 import shutil
 import stat
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 from cram_emu.errors import InvalidArgument, NotSupported
@@ -52,8 +51,10 @@ class Settings:
     def check(self) -> None:
         """InvalidArgument, naming the value."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not 1 << 16 <= self.window or self.window % 4096:
-            raise InvalidArgument(f"window {self.window}: not a multiple of 4096 from 64 KiB")
+        if self.window < 1 << 16:
+            raise InvalidArgument(f"window {self.window}: below 64 KiB")
+        if self.window % 4096:
+            raise InvalidArgument(f"window {self.window}: not a multiple of 4096")
         if self.window > memory:
             raise InvalidArgument(
                 f"window {format_size(self.window)}: this host has {format_size(memory)} of memory"
@@ -83,23 +84,27 @@ def environment(device: str | os.PathLike[str], settings: Settings) -> dict[str,
     }
 
 
-def find(program: str) -> Path:
-    """The file that `program` names. CannotStart; NotSupported: nothing can be preloaded into it."""
-    found = shutil.which(program)
-    if found is None:
-        path = Path(program)
-        if "/" in program and path.exists():
-            raise CannotStart(f"{program}: permission denied", 126)
-        missing = "no such file" if "/" in program else "command not found"
-        raise CannotStart(f"{program}: {missing}", 127)
-    path = Path(found)
-    _check_privileges(path)
+def find(program: str) -> str:
+    """The file that `program` names, as execvp(3) finds it. CannotStart; NotSupported: nothing can be preloaded."""
+    path = program if "/" in program else shutil.which(program)
+    if path is None:
+        raise CannotStart(f"{program}: command not found", 127)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise CannotStart(f"{program}: no such file", 127) from None
+    except OSError as error:
+        raise CannotStart(f"{program}: {error.strerror}", 126) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise CannotStart(f"{program}: is a directory", 126)
+    if not os.access(path, os.X_OK):
+        raise CannotStart(f"{program}: not executable", 126)
+    _check_privileges(path, found)
     _check_dynamic(path, _SHEBANG_DEPTH)
     return path
 
 
-def _check_privileges(path: Path) -> None:
-    found = path.stat()
+def _check_privileges(path: str, found: os.stat_result) -> None:
     foreign_user = found.st_mode & stat.S_ISUID and found.st_uid != os.geteuid()
     foreign_group = found.st_mode & stat.S_ISGID and found.st_gid != os.getegid()
     if foreign_user or foreign_group:
@@ -109,25 +114,28 @@ def _check_privileges(path: Path) -> None:
         raise NotSupported(f"{path}: has capabilities: nothing can be preloaded into a program that gains them")
 
 
-def _check_dynamic(path: Path, depth: int) -> None:
+def _check_dynamic(path: str, depth: int) -> None:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             head = file.read(4096)
     except PermissionError:
         return  # may be executed, not read: the loader will say
     if head.startswith(b"#!"):
         words = head[2:].split(b"\n", 1)[0].split()
-        if words and depth:
-            _check_dynamic(Path(os.fsdecode(words[0])), depth - 1)
+        interpreter = os.fsdecode(words[0]) if words else ""
+        if not os.path.exists(interpreter):
+            raise CannotStart(f"{path}: its interpreter {interpreter or 'is not named'} does not exist", 126)
+        if depth:
+            _check_dynamic(interpreter, depth - 1)
         return
     if not head.startswith(b"\x7fELF"):
-        return  # a shell will try
+        raise CannotStart(f"{path}: not a program: neither ELF nor a script with #!", 126)
     if not head.startswith(_ELF_64_LITTLE_X86) or struct.unpack_from("<H", head, 18)[0] != _X86_64:
         raise NotSupported(f"{path}: not a 64-bit x86 program, as the shim is")
     # struct Elf64_Ehdr: the program headers' offset, size and number.
     (offset,) = struct.unpack_from("<Q", head, 32)
     size, number = struct.unpack_from("<HH", head, 54)
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         headers = file.read(size * number)
     kinds = [struct.unpack_from("<I", headers, size * i)[0] for i in range(len(headers) // (size or 1))]
@@ -150,7 +158,3 @@ def _allocator() -> Path:
             return path
     raise NotSupported(f"{_ALLOCATOR} is missing: as root, apt-get install libmimalloc2.0")
 
-
-def command(words: Sequence[str]) -> list[str]:
-    """The words with the program's file for its name."""
-    return [str(find(words[0])), *words[1:]]

@@ -29,14 +29,27 @@ class Sample:
     used: int
     remaining: int
     ratio: float  #: 0.0 when none is used
-    resident_frames: int  #: of the watched processes
+    placed: int  #: of the watched processes, as all below to faults; what forks share counts for each
+    resident_frames: int
+    elsewhere: int  #: private memory that is not the device's
     processes: int
     faults: int
     written_back: int
-    dropped_writes: int
+    poison_faults: int
+    dropped_writes: int  #: of the device, as all below
     poisoned: int
     lthresh: int
     hthresh: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PoisonMet:
+    """A process that touched poison."""
+
+    pid: int
+    name: str
+    times: int
+    seconds: float  #: since the watch began, when it was first noticed
 
 
 class Watch:
@@ -49,7 +62,10 @@ class Watch:
         self._start = time.monotonic()
         self._first = device.stats
         self._known: dict[int, Client] = {}
-        self._done = (0, 0)  #: faults and write-backs of processes that are gone
+        self._done = dict.fromkeys(_COUNTERS, 0)  #: of processes that are gone
+        self._names: dict[int, str] = {}
+        self.met: dict[int, PoisonMet] = {}
+        self.shared = False  #: did others use the device?
         self._stopped = threading.Event()
         self._period = _PERIOD_SECONDS
         self.samples: list[Sample] = []
@@ -72,19 +88,23 @@ class Watch:
                 self._period *= 2
 
     def _take(self) -> None:
-        now, stats = time.monotonic(), self._device.stats
-        clients = self._count()
+        seconds, stats = time.monotonic() - self._start, self._device.stats
+        clients = self._count(seconds)
+        counted = {
+            name: self._done[name] + sum(getattr(client, name) for client in clients) for name in _COUNTERS
+        }
         self.samples.append(
             Sample(
-                seconds=now - self._start,
+                seconds=seconds,
                 held=_held(stats),
                 used=stats.used,
                 remaining=stats.remaining,
                 ratio=stats.ratio,
+                placed=sum(client.mapped for client in clients),
                 resident_frames=sum(client.resident_frames for client in clients),
+                elsewhere=sum(map(_elsewhere, clients)),
                 processes=len(clients),
-                faults=self._done[0] + sum(client.faults for client in clients),
-                written_back=self._done[1] + sum(client.written_back for client in clients),
+                **counted,
                 dropped_writes=stats.dropped_writes - self._first.dropped_writes,
                 poisoned=stats.poisoned,
                 lthresh=stats.lthresh - self._first.lthresh,
@@ -92,15 +112,43 @@ class Watch:
             )
         )
 
-    def _count(self) -> list[Client]:
-        now = {c.pid: c for c in self._device.clients() if c.pid in self.pids or self._mine(c.pid)}
+    def _count(self, seconds: float) -> list[Client]:
+        everybody = self._device.clients()
+        now = {c.pid: c for c in everybody if c.pid in self.pids or self._mine(c.pid)}
+        self.shared = self.shared or len(everybody) > len(now) + 1
         for pid, before in self._known.items():
             # Gone, or its slot has been given to another process of that number.
             if pid not in now or now[pid].faults < before.faults:
-                self._done = (self._done[0] + before.faults, self._done[1] + before.written_back)
+                self._done = {name: n + getattr(before, name) for name, n in self._done.items()}
+        for pid, client in now.items():
+            self._names.setdefault(pid, _name_of(pid))
+            if client.poison_faults:
+                first = self.met[pid].seconds if pid in self.met else seconds
+                self.met[pid] = PoisonMet(pid, self._names[pid], client.poison_faults, first)
         self._known = now
         self.pids.update(now)
         return list(now.values())
+
+
+#: What clients count since they came.
+_COUNTERS = ("faults", "written_back", "poison_faults")
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "?"
+
+
+def _elsewhere(client: Client) -> int:
+    """Bytes of its private memory beside the device's frames; 0 when it has gone."""
+    try:
+        text = Path(f"/proc/{client.pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    kib = next((int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon:")), 0)
+    return max(0, kib * 1024 - client.resident_frames * PAGE)
 
 
 def _held(stats: Stats) -> int:
@@ -133,17 +181,22 @@ class Report:
     real: int
     held: int  #: the most that was on the device, uncompressed
     used: int  #: the most of its media
-    ratio: float  #: when most was held
+    placed: int  #: the most of the program's memory that was on the device
+    elsewhere: int  #: the most that was not
+    ratio: float  #: when most was held; 0: nothing was
     lowest_ratio: float
     remaining: int  #: the least
     resident_frames: int  #: the most
     processes: int
+    at_once: int  #: of them
     faults: int
     written_back: int
     dropped_writes: int
-    poisoned: int
+    poisoned: int  #: the most at once
     lthresh: int
     hthresh: int
+    shared: bool  #: others used the device too: what is the device's is not the program's alone
+    met_poison: list[PoisonMet]
     history: list[Sample]
 
     def as_json(self) -> dict:
@@ -154,7 +207,7 @@ class Report:
         return {**report, "history": {"columns": names, "rows": rows}}
 
 
-def summarise(samples: list[Sample], processes: int) -> dict:
+def summarise(samples: list[Sample]) -> dict:
     """The part of a report that the samples tell."""
     fullest = max(samples, key=lambda sample: sample.held)
     # While next to nothing is held, a ratio says nothing.
@@ -163,11 +216,13 @@ def summarise(samples: list[Sample], processes: int) -> dict:
     return {
         "held": fullest.held,
         "used": max(sample.used for sample in samples),
+        "placed": max(sample.placed for sample in samples),
+        "elsewhere": max(sample.elsewhere for sample in samples),
         "ratio": fullest.ratio,
         "lowest_ratio": min(ratios, default=0.0),
         "remaining": min(sample.remaining for sample in samples),
         "resident_frames": max(sample.resident_frames for sample in samples),
-        "processes": processes,
+        "at_once": max(sample.processes for sample in samples),
         "faults": last.faults,
         "written_back": last.written_back,
         "dropped_writes": last.dropped_writes,

@@ -152,6 +152,7 @@ int clients_join(struct clients *clients)
 		atomic_store(&client->resident_frames, 0);
 		atomic_store(&client->faults, 0);
 		atomic_store(&client->written_back, 0);
+		atomic_store(&client->poison_faults, 0);
 		/* Who still waits for the slot's last owner is told to look again. Its lock is the asker's to release. */
 		atomic_store(&client->mailbox.result, CRAM_ENOENT);
 		atomic_fetch_and(&client->mailbox.request, ~REQUEST_KIND_MASK);
@@ -225,6 +226,7 @@ size_t clients_list(const struct clients *clients, struct cram_client *list, siz
 			.dirty_frames = atomic_load(&client->dirty_frames),
 			.faults = atomic_load(&client->faults),
 			.written_back = atomic_load(&client->written_back),
+			.poison_faults = atomic_load(&client->poison_faults),
 		};
 	}
 	return found;

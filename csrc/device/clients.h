@@ -73,6 +73,7 @@ struct client {
 	_Atomic uint64_t resident_frames;
 	_Atomic uint64_t faults;           /* answered since it came */
 	_Atomic uint64_t written_back;     /* pages, since it came */
+	_Atomic uint64_t poison_faults;    /* accesses that met poison, since it came */
 	struct mailbox mailbox;
 	struct claim claims[CLAIMS_MAX];
 	struct place places[PLACES_MAX];

@@ -149,6 +149,7 @@ static void deliver_poison(struct delivery *delivery, unsigned depth, uintptr_t 
 	info.si_addr = (void *)address;
 	info.si_addr_lsb = POISON_LSB;
 	atomic_fetch_add_explicit(&delivery->poison_faults, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&delivery->pager->device->self->poison_faults, 1, memory_order_relaxed);
 	sigbus_pass_on(depth, &info, context);
 }
 

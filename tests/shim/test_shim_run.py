@@ -50,6 +50,43 @@ class TestEnding:
         assert process.returncode == 9
         assert "exit code 9" in told
 
+    def test_own_word(self, tmp_path) -> None:
+        """A program of the current directory is that one, and is called what it was."""
+        (tmp_path / "uname").write_text("#!/bin/sh\necho local $0\n")
+        (tmp_path / "uname").chmod(0o755)
+        assert run("./uname", cwd=tmp_path).stdout == "local ./uname\n"
+        shutil.copy("/bin/cat", tmp_path / "copy")
+        assert run("./copy", "/proc/self/cmdline", cwd=tmp_path).stdout == "./copy\0/proc/self/cmdline\0"
+
+    def test_left_running(self, tmp_path) -> None:
+        """What the program leaves running is waited for, and can start programs."""
+        late = tmp_path / "late"
+        os.mkfifo(late)
+        script = f'(read go < {late}; cat /dev/null && echo late) & echo "first"; exit 4'
+        with subprocess.Popen(
+            [COMMAND, "run", "--", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "first\n"
+            assert "waiting for what it left running on the device: pid " in process.stderr.readline()
+            late.write_text("go\n")
+            out, told = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, out) == (4, "late\n")
+        assert "exit code 4" in told
+
+    def test_wait_is_ended(self, tmp_path) -> None:
+        """Ctrl-C ends that wait; the report comes."""
+        late = tmp_path / "late"
+        os.mkfifo(late)
+        with subprocess.Popen(
+            [COMMAND, "run", "--", "sh", "-c", f"read go < {late} & exit 4"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert "(Ctrl-C: no longer)" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            told = process.stderr.read() if late.write_text("go\n") else ""
+            assert process.wait(TIMEOUT) == 4
+        assert "exit code 4" in told
+
     def test_descriptors_closed(self) -> None:
         """A program that closes all descriptors keeps its memory."""
         script = f"import os; os.closerange(3, 1000); {BUSY}"
@@ -75,7 +112,20 @@ class TestRefused:
     def test_not_executable(self, tmp_path) -> None:
         path = tmp_path / "file"
         path.write_text("")
-        assert self.told(str(path)) == (126, f"cram-emu: {path}: permission denied\n")
+        assert self.told(str(path)) == (126, f"cram-emu: {path}: not executable\n")
+        path.chmod(0o755)
+        assert self.told(str(path)) == (
+            126,
+            f"cram-emu: {path}: not a program: neither ELF nor a script with #!\n",
+        )
+        path.write_text("#!/no/such/shell\n")
+        assert self.told(str(path)) == (
+            126,
+            f"cram-emu: {path}: its interpreter /no/such/shell does not exist\n",
+        )
+        assert self.told(str(tmp_path)) == (126, f"cram-emu: {tmp_path}: is a directory\n")
+        assert self.told(f"{path}/x") == (126, f"cram-emu: {path}/x: Not a directory\n")
+        assert self.told("") == (2, "cram-emu: PROGRAM is empty\n")
 
     def test_static(self, tmp_path) -> None:
         source, path = tmp_path / "a.c", tmp_path / "a"
@@ -107,10 +157,13 @@ class TestRefused:
 
     def test_window(self) -> None:
         code, told = self.told("true", options=("--window", "1T"))
-        assert code == 1
+        assert code == 2
         assert told.startswith("cram-emu: window 1 TiB: this host has ")
         assert self.told("true", options=("--window", "5000"))[1] == (
-            "cram-emu: window 5000: not a multiple of 4096 from 64 KiB\n"
+            "cram-emu: window 5000: below 64 KiB\n"
+        )
+        assert self.told("true", options=("--window", "65537"))[1] == (
+            "cram-emu: window 65537: not a multiple of 4096\n"
         )
         assert self.told("true", options=("--min-mmap", "1"))[1] == (
             "cram-emu: smallest mapping 1: below a page, 4096\n"
@@ -139,7 +192,38 @@ class TestRefused:
         told = (1, f"cram-emu: {nowhere}: No such file or directory\n")
         assert self.told("echo", "ran", options=("--report", str(nowhere))) == told
         code, told = self.told("echo", "ran", options=("--plot", "a.pdf"))
-        assert (code, told) == (1, "cram-emu: a.pdf: a plot is a file that ends in .png or .svg\n")
+        assert (code, told) == (2, "cram-emu: a.pdf: a plot is a file that ends in .png or .svg\n")
+
+    def test_plot_written(self, tmp_path) -> None:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        nowhere = tmp_path / "no" / "file.png"
+        told = (1, f"cram-emu: {nowhere}: No such file or directory\n")
+        assert self.told("echo", "ran", options=("--plot", str(nowhere))) == told
+
+    def test_full(self) -> None:
+        """A report that finds no room is told, after the program's own."""
+        done = run("echo", "ran", options=("--report", "/dev/full"))
+        assert (done.returncode, done.stdout) == (1, "ran\n")
+        assert done.stderr.endswith("cram-emu: /dev/full: No space left on device\n")
+        assert "Traceback" not in done.stderr
+
+    def test_capacity_of_another(self, tmp_path) -> None:
+        for option in ("--real", "--advertised"):
+            assert self.told("true", options=("--device", str(tmp_path), option, "1G")) == (
+                2,
+                "cram-emu: --real and --advertised are of a new device; this one has its own\n",
+            )
+
+    def test_not_permitted(self, program, skip_unless_root) -> None:
+        """What the host refuses is told before the start, and is not the program's end."""
+        drop = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+        done = subprocess.run(
+            [*drop, COMMAND, "run", "--delivery", "monitor", "--", "true"], capture_output=True, text=True
+        )
+        if "Permission denied" in done.stderr or "vm.unprivileged_userfaultfd" not in done.stderr:
+            pytest.skip(f"an ordinary user cannot run this tree: {done.stderr.strip()[-100:]}")
+        assert done.returncode == 3
+        assert done.stderr.count("\n") == 1
 
     def test_wrong_path(self, monkeypatch, tmp_path) -> None:
         """ld.so would split a path with a space."""
@@ -187,6 +271,34 @@ class TestReport:
         seconds = [row["seconds"] for row in rows]
         assert seconds == sorted(seconds)
 
+    def test_poison_met(self, tmp_path) -> None:
+        """A child that dies of poison is named; a device with room, the twin, has nobody to name."""
+        path = tmp_path / "report.json"
+        script = f"{PYTHON} -c 'import os; a = [os.urandom(4000) for _ in range(4000)]; print(sum(map(sum, a)))'; :"
+        for real, met in (("4M", True), ("64M", False)):
+            options = ("--window", "1M", "--real", real, "--report", str(path))
+            done = run("sh", "-c", script, options=options)
+            assert done.returncode == 0
+            report = json.loads(path.read_text())
+            assert [found["name"] for found in report["met_poison"]] == (["python3"] if met else [])
+            assert ("met poison" in done.stderr) is met
+            assert (report["dropped_writes"] > 0) is met
+
+    def test_elsewhere(self, tmp_path) -> None:
+        """Memory that is not placed is told, and most of it with a note."""
+        path = tmp_path / "report.json"
+        script = (
+            "import mmap; m = mmap.mmap(-1, 128 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS);"
+            "[m.write(b'x' * (1 << 20)) for _ in range(128)]"
+        )
+        for smallest, placed in (("64K", True), ("1G", False)):
+            options = ("--min-mmap", smallest, "--report", str(path))
+            done = run(PYTHON, "-c", script, options=options)
+            assert done.returncode == 0, done.stderr
+            report = json.loads(path.read_text())
+            assert (report["placed"] > 64 << 20) is placed
+            assert ("most of its memory was not on the device" in done.stderr) is not placed
+
     def test_plots(self, tmp_path) -> None:
         pytest.importorskip("matplotlib", reason="matplotlib is not installed")
         for name, magic in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
@@ -219,7 +331,7 @@ class TestReport:
             Sample(**blank | {"held": held, "ratio": ratio})
             for held, ratio in ((4096, 0.1), (1 << 30, 3.0), (1 << 29, 2.0), (0, 0.0))
         ]
-        found = summarise(samples, 1)
+        found = summarise(samples)
         assert (found["held"], found["ratio"], found["lowest_ratio"]) == (1 << 30, 3.0, 2.0)
 
 
