@@ -18,6 +18,7 @@ from cram_emu.device import (
     uffd_info,
 )
 from cram_emu.errors import CramError, PoisonError
+from cram_emu.faults import Strike
 from cram_emu.sizes import format_size, parse_size
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "PoisonError",
     "PoisonRecord",
     "Stats",
+    "Strike",
     "UffdInfo",
     "format_size",
     "parse_size",

@@ -19,6 +19,7 @@ from typing import Any, Self
 from cram_emu._core import check, ffi, fields, lib
 from cram_emu._region import Handle, Region
 from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, PoisonError
+from cram_emu.faults import Faults, Strike
 from cram_emu.sizes import parse_size
 
 PAGE = 4096
@@ -158,7 +159,7 @@ class Client:
 class Interrupt:
     """One interrupt, with the registers as they were when it was raised."""
 
-    sequence: int  #: 1 for the device's first, no gaps
+    sequence: int  #: 1 for the device's first; no gaps, if strikes of faults are counted in
     time_ns: int  #: CLOCK_MONOTONIC
     vector: int  #: 12 or 13
     name: str  #: lthresh or hthresh
@@ -289,6 +290,7 @@ class Device:
         self._closed = False
         self._forgotten = False
         self.poison = Poison(self)
+        self.faults = Faults(self)
 
     # -- lifetime
 
@@ -438,9 +440,9 @@ class Device:
 
     @property
     def stats(self) -> Stats:
+        """The registers. NoAnswer: a fault has them silent."""
         registers = ffi.new("struct cram_registers *")
-        lib.cram_read_registers(self._handle, registers)
-        self._check_open()
+        check(lib.cram_read_registers(self._handle, registers))
         values = fields(registers[0])
         for name in ("ratio", "low_ratio", "high_ratio"):
             values[name] /= 1000
@@ -532,6 +534,12 @@ class Device:
         self._interrupts.add(callback, self.stats.events)
         return callback
 
+    def on_fault(self, callback: Callable[[Strike], object]) -> Callable:
+        """The same for each fault that strikes from now on."""
+        self._check_open()
+        self._interrupts.add(callback, self.stats.events, Strike)
+        return callback
+
     @property
     def eventfd(self) -> int:
         """An eventfd that counts interrupts, for poll(2); it belongs to the device."""
@@ -580,13 +588,14 @@ class _Interrupts:
     def __init__(self, handle, owner: Handle):
         self._handle = handle
         self._owner = owner
-        self._callbacks: list[Callable[[Interrupt], object]] = []
+        self._callbacks: list[tuple[type, Callable[[Any], object]]] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, callback: Callable[[Interrupt], object], newest: int) -> None:
+    def add(self, callback: Callable[[Any], object], newest: int, kind: type = Interrupt) -> None:
+        """kind: of what it is to be told, Interrupt or Strike."""
         with self._lock:
-            self._callbacks.append(callback)
+            self._callbacks.append((kind, callback))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, args=(newest,), name="cram-interrupts", daemon=True
@@ -609,28 +618,34 @@ class _Interrupts:
                     stacklevel=1,
                 )
                 continue
-            self._call(
-                Interrupt(
-                    sequence=event.sequence,
-                    time_ns=event.time_ns,
-                    vector=event.vector,
-                    name=_VECTORS[event.vector],
-                    cause=_CAUSES[event.cause],
-                    remaining=event.remaining,
-                    ratio=event.ratio / 1000,
-                )
-            )
+            self._call(_event(event))
 
-    def _call(self, interrupt: Interrupt) -> None:
+    def _call(self, event: Interrupt | Strike) -> None:
         with self._lock:
-            callbacks = list(self._callbacks)
+            callbacks = [callback for kind, callback in self._callbacks if isinstance(event, kind)]
         for callback in callbacks:
             try:
-                callback(interrupt)
+                callback(event)
             except Exception:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )
+
+
+def _event(event) -> Interrupt | Strike:
+    if event.vector == lib.CRAM_INJECTED:
+        name = ffi.string(lib.cram_fault_text(event.cause).name).decode()
+        dpa = None if event.ratio == 2**64 - 1 else event.ratio
+        return Strike(event.sequence, event.time_ns, name, dpa)
+    return Interrupt(
+        sequence=event.sequence,
+        time_ns=event.time_ns,
+        vector=event.vector,
+        name=_VECTORS[event.vector],
+        cause=_CAUSES[event.cause],
+        remaining=event.remaining,
+        ratio=event.ratio / 1000,
+    )
 
 
 class Poison:

@@ -146,8 +146,9 @@ struct cram_registers {
 	uint32_t no_alloc;       /* 1: do not allocate; lthresh sets it, hthresh clears it */
 };
 
-/* A reading of each register; they are read one after another while the device works. */
-void cram_read_registers(const cram_device *device, struct cram_registers *registers);
+/* A reading of each register; they are read one after another while the device works. CRAM_ETIMEDOUT: a fault has them
+ * silent. All are 0 after an error. */
+int cram_read_registers(const cram_device *device, struct cram_registers *registers);
 /* The driver's registers. CRAM_EINVAL: pressure over 1000. They inform; the data plane does not obey them. */
 int cram_set_pressure(cram_device *device, uint32_t pressure);
 int cram_set_no_alloc(cram_device *device, int on);
@@ -227,16 +228,17 @@ size_t cram_poison_list(cram_device *device, struct cram_poison_record *records,
 
 /* ---- interrupts ----------------------------------------------------------------------------------------- */
 
-enum cram_vector { CRAM_LTHRESH = 12, CRAM_HTHRESH = 13 };
+/* CRAM_INJECTED is no interrupt, and signals nobody: a fault has struck, so that a log tells cause and consequence. */
+enum cram_vector { CRAM_INJECTED = 0, CRAM_LTHRESH = 12, CRAM_HTHRESH = 13 };
 enum cram_cause { CRAM_CAUSE_REMAINING = 1, CRAM_CAUSE_RATIO = 2 };
 
 struct cram_event {
-	uint64_t sequence;  /* 1 for the device's first, no gaps */
-	uint64_t time_ns;   /* CLOCK_MONOTONIC when it was raised */
+	uint64_t sequence;  /* 1 for the device's first, no gaps, if those that are no interrupts are counted in */
+	uint64_t time_ns;   /* CLOCK_MONOTONIC when it was raised, or, of a late one, was to arrive */
 	uint64_t remaining; /* registers as they were then */
-	uint64_t ratio;
+	uint64_t ratio;     /* of CRAM_INJECTED: the page that was struck, in bytes, or UINT64_MAX */
 	uint32_t vector;    /* enum cram_vector */
-	uint32_t cause;     /* enum cram_cause */
+	uint32_t cause;     /* enum cram_cause; of CRAM_INJECTED: enum cram_fault */
 };
 
 /* Waits for the event after *sequence, stores it and advances *sequence. timeout_ms < 0: for ever.
@@ -245,6 +247,55 @@ struct cram_event {
 int cram_event_wait(cram_device *device, uint64_t *sequence, int timeout_ms, struct cram_event *event);
 /* An eventfd that counts this device's interrupts, from now on; owned by the device. */
 int cram_event_fd(cram_device *device);
+
+/* ---- faults on purpose ------------------------------------------------------------------------------------ */
+
+/* What a device can be made to do wrong; csrc/device/inject.h says what each does. All are off at first, and survive whoever
+ * set them: they belong to the device, and strike every client. */
+enum cram_fault {
+	CRAM_FAULT_STORE,
+	CRAM_FAULT_CORRUPT,
+	CRAM_FAULT_POISON,
+	CRAM_FAULT_RATIO,
+	CRAM_FAULT_CAPACITY,
+	CRAM_FAULT_TRIM,
+	CRAM_FAULT_READ_DELAY,
+	CRAM_FAULT_WRITE_DELAY,
+	CRAM_FAULT_LOST_IRQ,
+	CRAM_FAULT_LATE_IRQ,
+	CRAM_FAULT_SPURIOUS_IRQ,
+	CRAM_FAULT_STALE,
+	CRAM_FAULT_NO_ANSWER,
+	CRAM_FAULT_LIE,
+	CRAM_FAULTS,
+};
+
+enum { CRAM_FAULT_CERTAIN = 1000000000 };
+
+/* When one strikes, as the kernel's fault attributes have it (Documentation/fault-injection). */
+struct cram_fault_attr {
+	uint64_t probability; /* of CRAM_FAULT_CERTAIN; 0: off */
+	uint64_t interval;    /* over 1: only every so many questions; set probability to CRAM_FAULT_CERTAIN then. 0 is 1 */
+	int64_t times;        /* that it may still strike; -1: without limit */
+	uint64_t space;       /* bytes that pass before the first one */
+	uint64_t seed;        /* the same seed, the same answers */
+	uint64_t value;       /* what it is: struct cram_fault_text */
+	uint64_t struck;      /* so often it has; not to be set */
+};
+
+struct cram_fault_text {
+	const char *name;
+	const char *unit;   /* of value; NULL: it has none */
+	const char *effect; /* a sentence without a stop */
+	uint64_t largest;   /* value */
+};
+
+/* Static. NULL: no such fault. */
+const struct cram_fault_text *cram_fault_text(uint32_t fault);
+/* CRAM_EINVAL: no such fault, or an attribute out of range, which the detail names; nothing has changed then. Setting
+ * begins at the start of the seed's sequence; a store that is under way may still see what was before. */
+int cram_fault_get(cram_device *device, uint32_t fault, struct cram_fault_attr *attr);
+int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_attr *attr);
 
 /* ---- the mapping ---------------------------------------------------------------------------------------- */
 

@@ -40,6 +40,7 @@ SUBCOMMANDS = (
     ("create", "cram_emu.cli.create", "make a device that stays, under a name"),
     ("list", "cram_emu.cli.list", "show the devices that have names, and who uses them"),
     ("rm", "cram_emu.cli.rm", "remove a device that has a name"),
+    ("fault", "cram_emu.cli.fault", "make a device do something wrong, on purpose"),
     ("mount", "cram_emu.cli.mount", "serve the machine's sysfs tree at a directory"),
     ("ns", "cram_emu.cli.ns", "run a command that sees a mounted machine as its own"),
     ("stat", "cram_emu.cli.stat", "show the registers of a mounted machine's devices"),
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser(argv).parse_args(argv)
+        args.words = argv
         code = args.run(args)
         if sys.stdout is not None:
             sys.stdout.flush()

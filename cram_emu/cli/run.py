@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from cram_emu import Device, format_size, named
+from cram_emu import Device, faults, format_size
 from cram_emu.cli import USAGE
 from cram_emu.cli.console import add_capacities, plain_table, size
+from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
 from cram_emu.lab.watch import Report, Watch, is_child_of, summarise
@@ -51,13 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EXIT_CODES
     parser.usage = "cram-emu run [options] -- PROGRAM [ARGUMENT ...]"
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--device", metavar="NAME|PATH", help="join this device, with whoever else uses it"
-    )
-    where.add_argument(
-        "--mount", metavar="MOUNTPOINT", help="join mem0 of the machine that is mounted there"
-    )
+    add_target(parser, required=False)
     add_capacities(parser)
     # Told from what was asked for: they are of a new device.
     parser.set_defaults(advertised=None, real=None)
@@ -86,15 +83,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-follow", action="store_true", help="leave the programs that it starts in ordinary memory"
     )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        type=_fault,
+        metavar="NAME[:ATTR=VALUE,...]",
+        help="have this strike meanwhile, see `cram-emu fault`; poison:probability=0.01 for one store of ten"
+        " thousand; may be repeated",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="of the faults: a program with one thread is struck alike in every run (inline delivery, no"
+        " periodic write-back)",
+    )
     parser.add_argument("--report", metavar="FILE", help="write the report there too, as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw its history there: .png or .svg")
     parser.add_argument("program", metavar="PROGRAM", help="what to run")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="for the program")
 
 
+def _fault(text: str) -> tuple[str, dict[str, float | int]]:
+    try:
+        return faults.parse(text)
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(faults.parse_attribute("seed", text))
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Does not return where a signal ended the program."""
     settings = launch.Settings(args.window, args.min_mmap, args.delivery, not args.no_follow)
+    if args.seed is not None:
+        settings = dataclasses.replace(settings, writeback_ms=0)
     try:
         _check(args, settings)
         program = launch.find(args.program)
@@ -102,12 +131,13 @@ def run(args: argparse.Namespace) -> int:
         return _tell(str(error), error.code)
     except InvalidArgument as error:
         return _tell(str(error), USAGE)
-    with _device(args) as (device, path):
+    with _device(args) as (device, path), _faults(device, args) as injected:
         environment = launch.environment(path, settings)
         try:
             report = _watch(program, environment, device, args, settings)
         except launch.CannotStart as error:
             return _tell(str(error), error.code)
+        report = dataclasses.replace(report, injected=injected(), again=_again(args))
         print(*_table(report), sep="\n", file=sys.stderr)
         _write(report, args, device)
     if report.signal is not None:
@@ -128,6 +158,8 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
     if not args.program:
         raise InvalidArgument("PROGRAM is empty")
     settings.check()
+    if args.seed is not None and args.delivery != "inline":
+        raise InvalidArgument(f"--seed with --delivery {args.delivery}: another thread decides what comes first")
     joins = args.device is not None or args.mount is not None
     if joins and (args.real is not None or args.advertised is not None):
         raise InvalidArgument("--real and --advertised are of a new device; this one has its own")
@@ -139,7 +171,8 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
         _check_writable(path)
     # What this host does not permit is told here, and not by the program's start.
     with Device("1M", "1M") as device, device.map(window="64K", delivery=args.delivery):
-        pass
+        for name, attributes in args.fault:
+            device.faults[name].set(**attributes)
 
 
 def _check_writable(path: str) -> None:
@@ -158,14 +191,8 @@ def _check_writable(path: str) -> None:
 @contextlib.contextmanager
 def _device(args: argparse.Namespace) -> Iterator[tuple[Device, str]]:
     """The device, and the path at which the program opens it."""
-    if args.device is not None:
-        path = str(named.find(args.device).resolve())
-        device = Device.open(path)
-    elif args.mount is not None:
-        from cram_emu.sysfs.client import Tree, told
-
-        with told(args.mount):
-            path = Tree(args.mount).device("mem0")["path"]
+    path = target(args)
+    if path is not None:
         device = Device.open(path)
     else:
         advertised = _ADVERTISED if args.advertised is None else args.advertised
@@ -173,6 +200,25 @@ def _device(args: argparse.Namespace) -> Iterator[tuple[Device, str]]:
         path = f"/proc/{os.getpid()}/fd/{device.fileno()}"
     with device:
         yield device, path
+
+
+@contextlib.contextmanager
+def _faults(device: Device, args: argparse.Namespace) -> Iterator[Callable[[], dict[str, int]]]:
+    """Sets the faults that were asked for, and puts back what was; how often each has struck since."""
+    before = {name: (device.faults[name].attributes, device.faults[name].struck) for name, _ in args.fault}
+    seed = {} if args.seed is None else {"seed": args.seed}
+    try:
+        for name, attributes in args.fault:
+            device.faults[name].set(**{**dataclasses.asdict(faults.Attributes()), **seed, **attributes})
+        yield lambda: {name: device.faults[name].struck - struck for name, (_, struck) in before.items()}
+    finally:
+        for name, (attributes, _) in before.items():
+            device.faults[name].set(**dataclasses.asdict(attributes))
+
+
+def _again(args: argparse.Namespace) -> str | None:
+    """The command that does the same, where there is one."""
+    return None if args.seed is None else shlex.join(["cram-emu", *args.words])
 
 
 # ---- meanwhile --------------------------------------------------------------------------------
@@ -302,6 +348,11 @@ def _table(report: Report) -> list[str]:
         ]
         for met in report.met_poison
     ]
+    if report.injected:
+        struck = ", ".join(f"{name} {n:,}" for name, n in report.injected.items())
+        rows.append(["injected", f"{struck} times"])
+    if report.again is not None:
+        rows.append(["again by", report.again])
     rows += [["note", note] for note in _notes(report)]
     name = os.path.basename(report.command[0])
     return ["", *plain_table(["cram-emu", name], rows)]
@@ -332,7 +383,7 @@ def _notes(report: Report) -> Iterator[str]:
         yield "most of its memory was not on the device: it manages its own, or children are not placed"
     elif report.placed <= report.window:
         yield "all of it fits the window: a smaller --window shows what the device would do"
-    if report.dropped_writes:
+    if report.dropped_writes and not report.injected:
         yield "it needs more than this real capacity; with a larger --real the report tells how much"
     if report.shared:
         yield "others used the device: media, ratio, remaining, interrupts, writes and poison are of all"

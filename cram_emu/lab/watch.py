@@ -5,6 +5,7 @@ It reads registers and the client table, and changes nothing but that it reaps d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cram_emu.device import Client, Device, Stats
+from cram_emu.errors import NoAnswer
 
 PAGE = 4096
 #: Samples are taken so often at first; when there are too many, every other one goes, and half as often.
@@ -60,7 +62,8 @@ class Watch:
         self._device = device
         self._mine = mine
         self._start = time.monotonic()
-        self._first = device.stats
+        self._stats = Stats(**dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0))
+        self._first = self._stats = self._read()
         self._known: dict[int, Client] = {}
         self._done = dict.fromkeys(_COUNTERS, 0)  #: of processes that are gone
         self._names: dict[int, str] = {}
@@ -88,7 +91,7 @@ class Watch:
                 self._period *= 2
 
     def _take(self) -> None:
-        seconds, stats = time.monotonic() - self._start, self._device.stats
+        seconds, stats = time.monotonic() - self._start, self._read()
         clients = self._count(seconds)
         counted = {
             name: self._done[name] + sum(getattr(client, name) for client in clients) for name in _COUNTERS
@@ -111,6 +114,12 @@ class Watch:
                 hthresh=stats.hthresh - self._first.hthresh,
             )
         )
+
+    def _read(self) -> Stats:
+        """The registers, or, while a fault has them silent, what they told last."""
+        with contextlib.suppress(NoAnswer):
+            self._stats = self._device.stats
+        return self._stats
 
     def _count(self, seconds: float) -> list[Client]:
         everybody = self._device.clients()
@@ -198,6 +207,8 @@ class Report:
     shared: bool  #: others used the device too: what is the device's is not the program's alone
     met_poison: list[PoisonMet]
     history: list[Sample]
+    injected: dict[str, int] = dataclasses.field(default_factory=dict)  #: faults on purpose, how often each struck
+    again: str | None = None  #: the command that does the same, where a seed was given
 
     def as_json(self) -> dict:
         """The report as JSON has it; the history as a table: names, then rows."""

@@ -2,7 +2,8 @@
 
 The driver's own commands (inject, clear, list) are cxl_poison. The device's records are cxl_general_media,
 one for each entry that its poison list gains, and cxl_memory_module for a threshold: MEM_CAPACITY_DEGRADED
-while there is little left, nothing when it has recovered.
+while there is little left, nothing when it has recovered. A fault on purpose is cram_fault, which no kernel has: a line
+before those of what follows from it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import itertools
 import threading
 import time
 
-from cram_emu import Interrupt, PoisonRecord
-from cram_emu.errors import DeviceClosed
+from cram_emu import Interrupt, PoisonRecord, Strike
+from cram_emu.errors import DeviceClosed, NoAnswer
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.trace import Trace
 
@@ -21,6 +22,7 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 _GENERAL_MEDIA = "fbcd0a77-c260-417f-85a9-088b1621eba6"
 _MEMORY_MODULE = "fe927475-dd59-4339-a586-79bab113b774"
 _RECORD_LENGTH = 128
+_PATIENCE_S = 1  # with a thread that brings the events, and is held up
 _NO_COMPONENT = (
     f"comp_id={' '.join(['00'] * 16)} comp_id_pldm_valid_flags='' "
     "pldm_entity_id=0x00 pldm_resource_id=0x00"
@@ -48,8 +50,14 @@ class Events:
         self._overflow = 0
         self._overflow_time = 0
         self._known: set[tuple[int, str]] = set()
+        self._told = threading.Condition()
+        self._newest = memdev.device.stats.events  #: the last of the device's events that has been told
         self.collect(silently=True)
         memdev.on_interrupt(self._threshold)
+        memdev.device.on_fault(self._struck)
+        # Last: each is told by then.
+        memdev.device.on_interrupt(self._done_with)
+        memdev.device.on_fault(self._done_with)
 
     # -- the driver's commands
 
@@ -81,6 +89,22 @@ class Events:
 
     # -- the device's records
 
+    def _done_with(self, event: Interrupt | Strike) -> None:
+        with self._told:
+            self._newest = event.sequence
+            self._told.notify_all()
+        self.collect()
+
+    def catch_up(self) -> None:
+        """Waits until the events that the device has had are told, so that causes stand before what followed from them."""
+        try:
+            events = self._memdev.device.stats.events
+        except (DeviceClosed, NoAnswer):
+            return
+        with self._told:
+            self._told.wait_for(lambda: self._newest >= events, _PATIENCE_S)
+        self.collect()
+
     def collect(self, silently: bool = False) -> None:
         """Records what the poison list has gained since; cheap while no counter has moved.
 
@@ -88,8 +112,8 @@ class Events:
         with self._collecting:
             try:
                 self._collect(silently)
-            except DeviceClosed:
-                pass  # taken out meanwhile
+            except (DeviceClosed, NoAnswer):
+                pass  # taken out meanwhile; or the next time
 
     def _collect(self, silently: bool) -> None:
         stats = self._memdev.device.stats
@@ -144,7 +168,15 @@ class Events:
             f"validity_flags='' {_NO_COMPONENT}",
             interrupt.time_ns,
         )
-        self.collect()
+
+    def _struck(self, strike: Strike) -> None:
+        memdev = self._memdev
+        where = "" if strike.dpa is None else f" hpa={memdev.hpa + strike.dpa:#x} dpa={strike.dpa:#x}"
+        self._trace.emit(
+            f"cram_fault: memdev={memdev.name} host={memdev.host} serial={memdev.serial} "
+            f"fault={strike.name}{where}",
+            strike.time_ns,
+        )
 
     def _head(self, level: str, uuid: str) -> str:
         """CXL_EVT_TP_printk()."""

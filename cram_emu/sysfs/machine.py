@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cram_emu import Device
-from cram_emu.sysfs import cxl, dax, debugfs, host, memory, node, registers, tiers, trace
+from cram_emu.sysfs import cxl, dax, debugfs, faults, host, memory, node, registers, tiers, trace
 from cram_emu.sysfs.bus import Entries
 from cram_emu.sysfs.events import Events
 from cram_emu.sysfs.memdev import Memdev
@@ -135,6 +135,7 @@ class Machine:
         yield from tiers.platform()
         yield from debugfs.cram(self.members)
         yield from registers.platform(self._add, self.remove)
+        yield from faults.platform(self.members)
         yield from trace.platform(self.trace)
 
     def _entries(self, memdev: Memdev, events: Events) -> Entries:
@@ -145,6 +146,7 @@ class Machine:
         yield from tiers.weight(memdev.nid)
         yield from debugfs.poison(memdev, events)
         yield from registers.members(memdev)
+        yield from faults.members(memdev)
 
     def _add(self, text: str) -> None:
         """What is written to cram_device/add."""
@@ -158,4 +160,4 @@ class Machine:
 
     def _collect(self) -> None:
         for events in self._events.values():
-            events.collect()
+            events.catch_up()

@@ -29,15 +29,14 @@ static void copy_event(struct cram_event *to, const struct cram_event *from)
 		__atomic_store_n(&to_words[i], __atomic_load_n(&from_words[i], __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 }
 
-static void push(struct alert *alert, enum cram_vector vector, enum cram_cause cause,
-		 const struct alert_reading *reading)
+void alert_push(struct alert *alert, enum cram_vector vector, uint32_t cause, uint64_t remaining, uint64_t ratio, uint64_t late_ns)
 {
 	uint64_t sequence = atomic_load_explicit(&alert->head, memory_order_relaxed) + 1;
 	struct alert_slot *slot = &alert->ring[sequence % ALERT_RING];
 	struct cram_event event = { .sequence = sequence,
-				    .time_ns = now_ns(),
-				    .remaining = reading->remaining,
-				    .ratio = reading->ratio,
+				    .time_ns = now_ns() + late_ns,
+				    .remaining = remaining,
+				    .ratio = ratio,
 				    .vector = vector,
 				    .cause = cause };
 
@@ -45,7 +44,8 @@ static void push(struct alert *alert, enum cram_vector vector, enum cram_cause c
 	atomic_thread_fence(memory_order_release);
 	copy_event(&slot->event, &event);
 	atomic_store(&slot->sequence, sequence);
-	atomic_fetch_add(&alert->raised[vector == CRAM_LTHRESH ? 0 : 1], 1);
+	if (vector != CRAM_INJECTED)
+		atomic_fetch_add(&alert->raised[vector == CRAM_LTHRESH ? 0 : 1], 1);
 	atomic_store(&alert->head, sequence);
 }
 
@@ -63,7 +63,7 @@ static uint32_t wanted(const struct alert *alert, uint32_t latches, const struct
 	return latches;
 }
 
-bool alert_evaluate(struct alert *alert, alert_read_fn *read, void *arg)
+bool alert_evaluate(struct alert *alert, alert_read_fn *read, alert_fate_fn *fate, void *arg)
 {
 	bool raised = false;
 
@@ -86,13 +86,19 @@ bool alert_evaluate(struct alert *alert, alert_read_fn *read, void *arg)
 			atomic_store(&alert->pressure, 0);
 			atomic_store(&alert->no_alloc, 0);
 		}
-		if (changed & ALERT_LATCH_REMAINING)
-			push(alert, latches & ALERT_LATCH_REMAINING ? CRAM_LTHRESH : CRAM_HTHRESH,
-			     CRAM_CAUSE_REMAINING, &reading);
-		if (changed & ALERT_LATCH_RATIO)
-			push(alert, latches & ALERT_LATCH_RATIO ? CRAM_LTHRESH : CRAM_HTHRESH, CRAM_CAUSE_RATIO,
-			     &reading);
-		raised = true;
+		for (uint32_t latch = ALERT_LATCH_REMAINING; latch <= ALERT_LATCH_RATIO; latch <<= 1) {
+			uint64_t late;
+
+			if (!(changed & latch))
+				continue;
+			late = fate(arg);
+			if (late == ALERT_LOST)
+				continue;
+			alert_push(alert, latches & latch ? CRAM_LTHRESH : CRAM_HTHRESH,
+				   latch == ALERT_LATCH_REMAINING ? CRAM_CAUSE_REMAINING : CRAM_CAUSE_RATIO, reading.remaining,
+				   reading.ratio, late);
+			raised = true;
+		}
 	}
 }
 

@@ -73,8 +73,15 @@ static inline bool alert_due(const struct alert *alert, uint64_t used)
 	return used >= atomic_load_explicit(&alert->low_used, memory_order_relaxed);
 }
 
-/* Brings latches in line with the readings and writes an event for each change. True: there are new events. */
-bool alert_evaluate(struct alert *alert, alert_read_fn *read, void *arg);
+/* What happens to the interrupt that would be raised now: ALERT_LOST, or the time by which it is late, in ns. */
+#define ALERT_LOST UINT64_MAX
+typedef uint64_t alert_fate_fn(void *arg);
+
+/* Brings latches in line with the readings and writes an event for each change that is not lost. True: there are new
+ * events. */
+bool alert_evaluate(struct alert *alert, alert_read_fn *read, alert_fate_fn *fate, void *arg);
+/* Writes an event that is to arrive late_ns from now. Under the alert lock. */
+void alert_push(struct alert *alert, enum cram_vector vector, uint32_t cause, uint64_t remaining, uint64_t ratio, uint64_t late_ns);
 
 /* Copies the event with that sequence number; false when it has been overwritten, or is not yet there. */
 bool alert_get(const struct alert *alert, uint64_t sequence, struct cram_event *event);

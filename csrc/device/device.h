@@ -135,6 +135,8 @@ int device_rebuild(struct device *device);
 int device_reap(struct device *device, uint32_t *dead);
 int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_t high_remaining,
 			  uint32_t low_ratio, uint32_t high_ratio);
+/* CRAM_EINVAL, naming the attribute: nothing has changed. */
+int device_set_fault(struct device *device, enum cram_fault fault, const struct cram_fault_attr *attr);
 /* Compares the levels with the thresholds and raises what is due. */
 void device_evaluate_alerts(struct device *device);
 /* Asks the client that owns the line at dpa to carry out a request, and waits for its answer. CRAM_ENOENT: nobody else
@@ -157,7 +159,7 @@ uint64_t device_next_used(const struct device *device, uint64_t page);
 uint64_t device_next_entry(const struct device *device, const _Atomic uint32_t *entry);
 
 /* In an op, so that no rebuild is half done. */
-void device_read_registers(const struct op *op, struct cram_registers *registers);
+int device_read_registers(const struct op *op, struct cram_registers *registers);
 size_t device_poison_list(struct device *device, struct cram_poison_record *records, size_t n);
 void device_page_info(struct op *op, uint64_t page, struct cram_page_info *info);
 

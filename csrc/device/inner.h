@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * inner.h - what the rooms of the device (device.c, page.c, registers.c, recovery.c) share and nobody else sees.
+ * inner.h - what the rooms of the device (device.c, page.c, registers.c, recovery.c, faults.c) share and nobody else sees.
  */
 #ifndef CRAM_DEVICE_INNER_H
 #define CRAM_DEVICE_INNER_H
@@ -24,5 +24,32 @@ struct stripe *device_stripe(struct op *op);
 void device_add(_Atomic int64_t *counter, int64_t n);
 /* After every change of the used sectors: the peak, and the thresholds. */
 void device_used_changed(struct op *op);
+
+/* ---- faults on purpose (faults.c) ---- */
+
+#define FAULT_NO_PAGE UINT64_MAX
+bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t page);
+/* Does the fault strike the page now? Then the ring tells it. */
+static inline bool fault_strikes(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	return inject_armed(&device->super->inject, fault) && fault_strikes_armed(device, fault, page);
+}
+static inline bool faults_armed(const struct device *device)
+{
+	return __builtin_expect(atomic_load_explicit(&device->super->inject.armed, memory_order_relaxed) != 0, 0);
+}
+void fault_delay_armed(struct device *device, enum cram_fault fault, uint64_t page);
+/* Sleeps when a delay strikes. */
+static inline void fault_delay(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	if (inject_armed(&device->super->inject, fault))
+		fault_delay_armed(device, fault, page);
+}
+/* What strikes a locked page that has just been stored, in the sectors of chain. */
+void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length);
+/* For alert_evaluate(): alert_fate_fn. arg: the device. */
+uint64_t fault_of_interrupt(void *arg);
+/* Changes what registers tell. CRAM_ETIMEDOUT: nothing. */
+int fault_registers(struct device *device, struct cram_registers *registers);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include "cram.h"
 #include "futex.h"
+#include "inject.h"
 
 /* Raise it with every change of the layout or of the meaning of a field. */
 #define LAYOUT_VERSION 2u
@@ -61,6 +62,10 @@ struct superblock {
 	struct futex_lock poison_lock;
 	struct futex_lock alert_lock;
 	struct stripe stripes[STRIPES];
+	struct inject inject;
+	_Atomic uint64_t lost;              /* sectors of used that capacity faults have taken */
+	_Atomic uint64_t told_at;           /* what stale registers tell, and since when: CLOCK_MONOTONIC, ns. Under the alert lock */
+	struct cram_registers told;
 };
 
 /* CRAM_EINVAL, naming the value, or 0. */

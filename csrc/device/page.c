@@ -120,7 +120,10 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	struct chain chain;
 	bool room;
 
+	fault_delay(device, CRAM_FAULT_WRITE_DELAY, page);
 	codec_encode(&device->codec, &op->space, from, op->form, &encoded);
+	if (encoded.state == CRAM_PAGE_STORED && fault_strikes(device, CRAM_FAULT_RATIO, page))
+		encoded = (struct encoded){ .state = CRAM_PAGE_RAW, .length = PAGE_SIZE, .form = from };
 	need = media_sectors_for(media, encoded.length);
 	/* Only growth is reserved: rewriting a full device without growth succeeds, whoever else asks for room. */
 	do {
@@ -129,6 +132,11 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 		had = chain.count;
 		room = need <= had || media_reserve(media, need - had);
 	} while (!room && device_freed_by_the_dead(op));
+	if (room && need > 0 && fault_strikes(device, CRAM_FAULT_STORE, page)) {
+		if (need > had)
+			media_unreserve(media, need - had);
+		room = false;
+	}
 	if (!room) {
 		atomic_fetch_add(&device->super->dropped_writes, 1);
 		make_poison(op, page, CRAM_POISON_DROPPED);
@@ -159,6 +167,8 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 		device_used_changed(op);
 	else if (alert_ratio_on(device->alert))
 		device_evaluate_alerts(device);
+	if (faults_armed(device))
+		fault_stored(op, page, &chain, encoded.length);
 	return true;
 }
 
@@ -240,6 +250,7 @@ static uint64_t poisoned_lines(struct device *device, uint64_t page)
 
 uint64_t device_load(struct op *op, uint64_t page, uint8_t *to)
 {
+	fault_delay(op->device, CRAM_FAULT_READ_DELAY, page);
 	/* A page without data still has its cleared lines: they read as zeros. */
 	if (!load_data(op, page, to))
 		memset(to, 0, PAGE_SIZE);
@@ -264,7 +275,8 @@ void device_drop(struct op *op, uint64_t page)
 	old_chain(op, page, entry, &chain);
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
 	unlist(op, page, entry);
-	free_chain(op, &chain);
+	if (chain.count == 0 || !fault_strikes(device, CRAM_FAULT_TRIM, page))
+		free_chain(op, &chain);
 	publish(op, page, entry, 0, 0);
 	device_used_changed(op);
 }

@@ -246,6 +246,8 @@ int recovery_run(struct device *device, uint32_t *dead)
 	recount_tables(device, gone_clients);
 	prune_records(device);
 	rebuild_pages(device, gone_clients);
+	/* Capacity that a fault has taken is not to be found in the page map. */
+	atomic_fetch_add(&super->used, atomic_load(&super->lost));
 	break_locks(device, gone_clients);
 	for (uint64_t left = gone_clients; left != 0; left &= left - 1)
 		clients_leave(device->clients, (unsigned)__builtin_ctzll(left));

@@ -51,7 +51,7 @@ static void read_levels(void *arg, struct alert_reading *reading)
 	reading->used = atomic_load(device->media.used);
 	reading->remaining = (device->media.sectors - reading->used) * device->media.sector_size;
 	sum_stripes(device, &sum);
-	reading->ratio = ratio_of(&sum, reading->used * device->media.sector_size);
+	reading->ratio = ratio_of(&sum, (reading->used - atomic_load(&device->super->lost)) * device->media.sector_size);
 }
 
 void device_evaluate_alerts(struct device *device)
@@ -59,7 +59,7 @@ void device_evaluate_alerts(struct device *device)
 	bool raised;
 
 	device_lock(device, &device->super->alert_lock);
-	raised = alert_evaluate(device->alert, read_levels, device);
+	raised = alert_evaluate(device->alert, read_levels, fault_of_interrupt, device);
 	futex_unlock(&device->super->alert_lock);
 	if (raised)
 		clients_ring_all(device->clients);
@@ -102,7 +102,7 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 	return 0;
 }
 
-void device_read_registers(const struct op *op, struct cram_registers *r)
+int device_read_registers(const struct op *op, struct cram_registers *r)
 {
 	const struct device *device = op->device;
 	const struct superblock *super = device->super;
@@ -113,8 +113,8 @@ void device_read_registers(const struct op *op, struct cram_registers *r)
 	sum_stripes(device, &sum);
 	memset(r, 0, sizeof(*r));
 	r->advertised = super->geometry.params.advertised;
-	r->real = device->media.sectors * sector;
-	r->used = atomic_load(&super->used) * sector;
+	r->real = (device->media.sectors - atomic_load(&super->lost)) * sector;
+	r->used = (atomic_load(&super->used) - atomic_load(&super->lost)) * sector;
 	r->remaining = r->real - r->used;
 	r->peak = atomic_load(&super->peak) * sector;
 	r->pages_stored = whole(sum.pages[CRAM_PAGE_STORED]);
@@ -144,4 +144,5 @@ void device_read_registers(const struct op *op, struct cram_registers *r)
 		r->clients++;
 		r->dirty_frames += atomic_load(&device->clients->table[__builtin_ctzll(left)].dirty_frames);
 	}
+	return faults_armed(device) ? fault_registers(op->device, r) : 0;
 }

@@ -12,15 +12,18 @@
 
 /* ---- registers and commands ------------------------------------------------------------------------------ */
 
-void cram_read_registers(const cram_device *device, struct cram_registers *registers)
+int cram_read_registers(const cram_device *device, struct cram_registers *registers)
 {
 	struct visit visit;
+	int code;
 
 	memset(registers, 0, sizeof(*registers));
-	if (visit_begin_op((cram_device *)device, &visit) != 0)
-		return;
-	device_read_registers(visit.op, registers);
+	code = visit_begin_op((cram_device *)device, &visit);
+	if (code != 0)
+		return code;
+	code = device_read_registers(visit.op, registers);
 	visit_end(&visit);
+	return code;
 }
 
 size_t cram_client_list(const cram_device *device, struct cram_client *clients, size_t n)
@@ -101,9 +104,43 @@ int cram_reap(cram_device *device, uint32_t *dead)
 	return code;
 }
 
+/* ---- faults on purpose ----------------------------------------------------------------------------------- */
+
+static int begin_fault(struct cram_device *device, uint32_t fault, struct visit *visit)
+{
+	if (fault >= CRAM_FAULTS)
+		return cram_fail(CRAM_EINVAL, "fault %u: there are %u", fault, (unsigned)CRAM_FAULTS);
+	return visit_begin_op(device, visit);
+}
+
+int cram_fault_get(cram_device *device, uint32_t fault, struct cram_fault_attr *attr)
+{
+	struct visit visit;
+	int code = begin_fault(device, fault, &visit);
+
+	if (code != 0)
+		return code;
+	inject_get(&device->device.super->inject, fault, attr);
+	visit_end(&visit);
+	return 0;
+}
+
+int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_attr *attr)
+{
+	struct visit visit;
+	int code = begin_fault(device, fault, &visit);
+
+	if (code != 0)
+		return code;
+	code = device_set_fault(&device->device, fault, attr);
+	visit_end(&visit);
+	return code;
+}
+
 /* ---- interrupts ------------------------------------------------------------------------------------------ */
 
-static int next_event(struct cram_device *device, uint64_t *sequence, struct cram_event *event)
+/* *due: when the next one arrives, which is late; not for others. */
+static int next_event(struct cram_device *device, uint64_t *sequence, struct cram_event *event, uint64_t *due)
 {
 	struct alert *alert = device->device.alert;
 	uint64_t head = atomic_load(&alert->head);
@@ -112,6 +149,10 @@ static int next_event(struct cram_device *device, uint64_t *sequence, struct cra
 	if (*sequence >= head)
 		return CRAM_ETIMEDOUT;
 	if (*sequence >= oldest && alert_get(alert, *sequence + 1, event)) {
+		if (event->time_ns > now_ns()) {
+			*due = event->time_ns;
+			return CRAM_ETIMEDOUT;
+		}
 		*sequence += 1;
 		return 0;
 	}
@@ -128,18 +169,23 @@ static int wait_event(struct cram_device *device, uint64_t *sequence, int timeou
 
 	for (;;) {
 		uint32_t rung = atomic_load(&device->device.self->bell);
-		uint64_t now;
+		uint64_t now, due = UINT64_MAX;
+		struct cram_event found;
 		int code;
 
 		if (atomic_load(&device->closing))
 			return cram_fail(CRAM_ECLOSED, "the device is closed");
-		code = next_event(device, sequence, event);
+		code = next_event(device, sequence, &found, &due);
+		if (code == 0)
+			*event = found;
 		if (code != CRAM_ETIMEDOUT)
 			return code;
 		now = now_ns();
 		if (timeout_ms >= 0 && now >= deadline)
 			return cram_fail(code, "no event after number %" PRIu64 " in %d ms", *sequence, timeout_ms);
-		futex_wait(&device->device.self->bell, rung, timeout_ms < 0 ? -1 : (int64_t)(deadline - now));
+		if (timeout_ms >= 0 && deadline < due)
+			due = deadline;
+		futex_wait(&device->device.self->bell, rung, due == UINT64_MAX ? -1 : due > now ? (int64_t)(due - now) : 0);
 	}
 }
 

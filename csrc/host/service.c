@@ -29,15 +29,27 @@ static void raise_interrupt(struct service *service, const struct cram_event *ev
 		sigqueue(getpid(), number, (union sigval){ .sival_int = (int)event->vector });
 }
 
-/* Raises what is new in the ring. One that was overwritten before we came is in the sequence numbers for all to see. */
-static uint64_t raise_new(struct service *service, uint64_t last)
+/* Raises what is new in the ring; *wait_ns: until the next one arrives, which is late, or -1. One that was overwritten before we
+ * came is in the sequence numbers for all to see. */
+static uint64_t raise_new(struct service *service, uint64_t last, int64_t *wait_ns)
 {
 	uint64_t head = atomic_load(&service->device->alert->head);
 	struct cram_event event;
 
-	for (; last < head; last++)
-		if (alert_get(service->device->alert, last + 1, &event))
+	*wait_ns = -1;
+	for (; last < head; last++) {
+		uint64_t now;
+
+		if (!alert_get(service->device->alert, last + 1, &event))
+			continue;
+		now = now_ns();
+		if (event.time_ns > now) {
+			*wait_ns = (int64_t)(event.time_ns - now);
+			break;
+		}
+		if (event.vector != CRAM_INJECTED)
 			raise_interrupt(service, &event);
+	}
 	return last;
 }
 
@@ -52,15 +64,18 @@ static void *serve(void *argument)
 		/* Read before looking: what comes after changes the bell, and the wait returns at once. */
 		uint32_t rung = atomic_load(bell);
 		struct request request;
+		int64_t wait_ns;
 		int wait_ms;
 
-		service->last_event = raise_new(service, service->last_event);
+		service->last_event = raise_new(service, service->last_event, &wait_ns);
 		if (device_take_request(device, &request))
 			device_answer(device, request.number,
 				      service->ops->request(service->owner, request.kind, request.dpa));
 		wait_ms = service->ops->write_back(service->owner, now_ns());
+		if (wait_ms >= 0 && (wait_ns < 0 || (int64_t)wait_ms * 1000000 < wait_ns))
+			wait_ns = (int64_t)wait_ms * 1000000;
 		if (!atomic_load(&service->stop))
-			futex_wait(bell, rung, wait_ms < 0 ? -1 : (int64_t)wait_ms * 1000000);
+			futex_wait(bell, rung, wait_ns);
 	}
 	/* A client whose keeper has ended counts as dead: this one is only about to leave. */
 	atomic_store(&device->self->keeper, 0);

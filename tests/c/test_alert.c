@@ -22,6 +22,7 @@ struct rig {
 	_Atomic uint64_t used;
 	_Atomic uint64_t ratio;
 	pthread_mutex_t lock; /* the alert lock */
+	bool lose;
 };
 
 static void read_levels(void *arg, struct alert_reading *reading)
@@ -31,6 +32,11 @@ static void read_levels(void *arg, struct alert_reading *reading)
 	reading->used = atomic_load(&rig->used);
 	reading->remaining = (rig->sectors - reading->used) * SECTOR;
 	reading->ratio = atomic_load(&rig->ratio);
+}
+
+static uint64_t fate(void *arg)
+{
+	return ((struct rig *)arg)->lose ? ALERT_LOST : 0;
 }
 
 static void rig_init(struct rig *rig, uint64_t sectors, uint64_t low_remaining, uint64_t high_remaining,
@@ -54,7 +60,7 @@ static bool evaluate(struct rig *rig)
 	bool raised;
 
 	pthread_mutex_lock(&rig->lock);
-	raised = alert_evaluate(rig->alert, read_levels, rig);
+	raised = alert_evaluate(rig->alert, read_levels, fate, rig);
 	pthread_mutex_unlock(&rig->lock);
 	return raised;
 }
@@ -411,7 +417,26 @@ static void lapped_event_is_refused(void)
 	rig_deinit(&r.rig);
 }
 
+/* A lost interrupt leaves its bits, no event, and the next one comes. */
+static void lost_interrupt_leaves_bits(void)
+{
+	struct rig rig;
+
+	rig_init(&rig, 100, SECTOR, 50 * SECTOR, 0, 0);
+	rig.lose = true;
+	atomic_store(&rig.used, 100);
+	CHECK(!evaluate(&rig));
+	CHECK_EQ(atomic_load(&rig.alert->head), 0);
+	CHECK_EQ(atomic_load(&rig.alert->no_alloc), 1);
+	rig.lose = false;
+	atomic_store(&rig.used, 0);
+	CHECK(evaluate(&rig));
+	CHECK_EQ(atomic_load(&rig.alert->head), 1);
+	rig_deinit(&rig);
+}
+
 static const struct test tests[] = {
+	TEST(lost_interrupt_leaves_bits),
 	TEST(latch_follows_the_definition),
 	TEST(trembling_raises_once),
 	TEST(trembling_past_both_raises_each_time),

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * faults.c - what the faults of inject.h do to the device. With all of them off, a load, a store and a trim look at one word
+ * that nobody writes.
+ */
+#include "error.h"
+#include "inner.h"
+
+static uint64_t remaining_now(const struct device *device)
+{
+	return (device->media.sectors - atomic_load(device->media.used)) * device->media.sector_size;
+}
+
+/* Under the alert lock. */
+static void tell(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	alert_push(device->alert, CRAM_INJECTED, fault, remaining_now(device),
+		   page == FAULT_NO_PAGE ? UINT64_MAX : page << PAGE_SHIFT, 0);
+}
+
+bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	if (!inject_strikes(&device->super->inject, fault, PAGE_SIZE))
+		return false;
+	device_lock(device, &device->super->alert_lock);
+	tell(device, fault, page);
+	futex_unlock(&device->super->alert_lock);
+	clients_ring_all(device->clients);
+	return true;
+}
+
+static uint64_t value_of(const struct device *device, enum cram_fault fault)
+{
+	return atomic_load(&device->super->inject.fault[fault].value);
+}
+
+uint64_t fault_of_interrupt(void *arg)
+{
+	struct device *device = arg;
+
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_LOST_IRQ, PAGE_SIZE)) {
+		tell(device, CRAM_FAULT_LOST_IRQ, FAULT_NO_PAGE);
+		return ALERT_LOST;
+	}
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_LATE_IRQ, PAGE_SIZE)) {
+		tell(device, CRAM_FAULT_LATE_IRQ, FAULT_NO_PAGE);
+		return value_of(device, CRAM_FAULT_LATE_IRQ) * 1000000;
+	}
+	return 0;
+}
+
+void fault_delay_armed(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	if (fault_strikes_armed(device, fault, page))
+		sleep_ns(value_of(device, fault) * 1000);
+}
+
+/* Takes free sectors out of use for good, as many as there are. */
+static void lose_capacity(struct op *op)
+{
+	struct device *device = op->device;
+	uint64_t sectors = value_of(device, CRAM_FAULT_CAPACITY) / device->media.sector_size;
+	uint64_t used = atomic_load(device->media.used), taken;
+
+	do {
+		taken = device->media.sectors - used < sectors ? device->media.sectors - used : sectors;
+	} while (!atomic_compare_exchange_weak(device->media.used, &used, used + taken));
+	atomic_fetch_add(&device->super->lost, taken);
+	device_used_changed(op);
+}
+
+void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length)
+{
+	struct device *device = op->device;
+	const struct inject *inject = &device->super->inject;
+
+	if (length > 0 && fault_strikes(device, CRAM_FAULT_CORRUPT, page)) {
+		uint64_t bit = inject_chance(inject, CRAM_FAULT_CORRUPT) % (length * 8ull);
+		uint64_t byte = bit / 8, size = device->media.sector_size;
+
+		device->media.bytes[chain->sector[byte / size] * size + byte % size] ^= (uint8_t)(1u << bit % 8);
+	}
+	if (fault_strikes(device, CRAM_FAULT_POISON, page))
+		device_inject(op, page, (unsigned)(inject_chance(inject, CRAM_FAULT_POISON) % (PAGE_SIZE / LINE_SIZE)));
+	if (fault_strikes(device, CRAM_FAULT_CAPACITY, page))
+		lose_capacity(op);
+	if (fault_strikes(device, CRAM_FAULT_SPURIOUS_IRQ, page)) {
+		device_lock(device, &device->super->alert_lock);
+		alert_push(device->alert, CRAM_LTHRESH, CRAM_CAUSE_REMAINING, remaining_now(device), 0, 0);
+		futex_unlock(&device->super->alert_lock);
+		clients_ring_all(device->clients);
+	}
+}
+
+/* What was told before, while it is young enough; else what is, from now on. */
+static void tell_stale(struct device *device, struct cram_registers *registers)
+{
+	struct superblock *super = device->super;
+	uint64_t now = now_ns(), limit = value_of(device, CRAM_FAULT_STALE) * 1000000;
+
+	device_lock(device, &super->alert_lock);
+	if (super->told_at != 0 && now - super->told_at < limit) {
+		*registers = super->told;
+	} else {
+		super->told = *registers;
+		super->told_at = now;
+	}
+	futex_unlock(&super->alert_lock);
+}
+
+int fault_registers(struct device *device, struct cram_registers *registers)
+{
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_NO_ANSWER, PAGE_SIZE))
+		return cram_fail(CRAM_ETIMEDOUT, "the device's registers do not answer");
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_STALE, PAGE_SIZE))
+		tell_stale(device, registers);
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_LIE, PAGE_SIZE)) {
+		uint64_t value = value_of(device, CRAM_FAULT_LIE);
+
+		registers->remaining = (uint64_t)((__uint128_t)registers->remaining * value / 1000);
+		registers->ratio = (uint64_t)((__uint128_t)registers->ratio * value / 1000);
+	}
+	return 0;
+}
+
+int device_set_fault(struct device *device, enum cram_fault fault, const struct cram_fault_attr *attr)
+{
+	int code;
+
+	device_lock(device, &device->super->alert_lock);
+	code = inject_set(&device->super->inject, fault, attr);
+	/* What stale registers tell begins with what is now. */
+	if (code == 0 && fault == CRAM_FAULT_STALE)
+		atomic_store(&device->super->told_at, 0);
+	futex_unlock(&device->super->alert_lock);
+	return code;
+}

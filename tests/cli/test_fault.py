@@ -1,0 +1,176 @@
+"""`cram-emu fault` and `cram-emu run --fault`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samples import PAGE, noise
+
+from cram_emu import Device
+from cram_emu.cli import main
+from cram_emu.faults import NAMES, Attributes
+
+COMMAND = str(Path(sys.executable).parent / "cram-emu")
+PYTHON = "/usr/bin/python3"
+#: 16 MiB, in an order of its own; what it adds up to.
+PROGRAM = "a = [bytes([i % 251]) * 4000 for i in range(4000)]; print(sum(map(len, a)), sum(x[7] for x in a))"
+
+#: One that does the same in every run: no hashes, no addresses of chance.
+SAME = """
+#include <stdlib.h>
+#include <string.h>
+int main(void)
+{
+	enum { PAGES = 4000 };
+	char *memory = malloc(PAGES * 4096);
+	unsigned sum = 0;
+	for (unsigned i = 0; i < PAGES; i++)
+		memset(memory + i * 4096, (int)i, 2000 + i % 2000);
+	for (unsigned i = 0; i < PAGES; i += 97)
+		sum += (unsigned char)memory[i * 4096];
+	return (int)(sum & 1);
+}
+"""
+
+
+@pytest.fixture
+def device(tmp_path: Path):
+    with Device("1M", "512K", path=tmp_path / "device") as device:
+        yield device
+
+
+@pytest.fixture
+def fault(device, tmp_path: Path, capsys):
+    """fault(words): its exit code, and what it printed."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["fault", "--device", str(tmp_path / "device"), *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+class TestFault:
+    def test_all(self, fault):
+        code, out, _ = fault()
+        lines = [line.split() for line in out.splitlines()]
+        assert code == 0 and lines[0][:3] == ["fault", "probability", "interval"]
+        assert [line[0] for line in lines[1:]] == list(NAMES)
+        assert all(line[1:3] == ["0", "%"] for line in lines[1:])
+
+    def test_set(self, fault, device):
+        code, out, _ = fault("store", "probability=0.5", "times=2", "seed=0x10")
+        assert code == 0
+        assert device.faults["store"].attributes == Attributes(probability=0.5, times=2, seed=16)
+        assert "store  0.5 %        1         2      0      16" in out
+
+    def test_strikes_and_off(self, fault, device):
+        fault("store", "probability=100")
+        device.write(0, noise(0))
+        code, out, _ = fault("store", "off", "--json")
+        assert json.loads(out)["store"] == {
+            "probability": 0.0, "interval": 1, "times": -1, "space": 0, "seed": 0, "value": 0, "struck": 1,
+        }  # fmt: skip
+        device.write(PAGE, noise(1))
+        assert device.stats.dropped_writes == 1
+
+    @pytest.mark.parametrize(
+        "words, told",
+        [
+            (("lost",), "no fault 'lost'; there are store, "),
+            (("store", "x=1"), "no attribute 'x'; there are probability, "),
+            (("store", "times"), "'times': neither ATTRIBUTE=VALUE nor off"),
+            (("store", "probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
+            (("store", "value=7"), "store: value 7: over 0"),
+            (("store", "off", "times=1"), "'off': neither ATTRIBUTE=VALUE nor off"),
+        ],
+    )
+    def test_refused(self, fault, device, words, told):
+        code, out, err = fault(*words)
+        assert (code, out) == (1, "") and err.startswith(f"cram-emu: {told}")
+        assert device.faults["store"].attributes == Attributes()
+
+    def test_needs_a_device(self, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["fault", "store"])
+        assert ended.value.code == 2
+        assert "--device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("skip_unless_userfaultfd")
+class TestRun:
+    def run(self, tmp_path: Path, *options: str, program=(PYTHON, "-c", PROGRAM)) -> tuple[subprocess.CompletedProcess, dict]:
+        path = tmp_path / "report.json"
+        command = [COMMAND, "run", "--window", "1M", "--report", str(path), *options, "--", *program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done, json.loads(path.read_text())
+
+    def test_strikes(self, tmp_path):
+        """A refused store kills who reads the page; the twin without it lives."""
+        done, report = self.run(tmp_path, "--fault", "store:probability=10")
+        assert done.returncode == -7
+        assert report["injected"]["store"] == report["dropped_writes"] > 0
+        assert report["met_poison"]
+        done, report = self.run(tmp_path)
+        assert (done.returncode, report["injected"]) == (0, {})
+
+    def test_harmless(self, tmp_path):
+        """Contents that do not compress: it needs more, and computes the same."""
+        plain, without = self.run(tmp_path)
+        done, report = self.run(tmp_path, "--fault", "ratio", "--fault", "lie:value=500")
+        assert (done.returncode, done.stdout) == (0, plain.stdout)
+        assert report["used"] > 3 * without["used"]
+        assert set(report["injected"]) == {"ratio", "lie"}
+
+    def test_seed(self, tmp_path):
+        """Two runs with a seed end alike, after as many page faults; the command that does so is told."""
+        source = tmp_path / "program.c"
+        source.write_text(SAME)
+        subprocess.run(["gcc", "-O1", "-o", tmp_path / "program", source], check=True)
+        options = ("--fault", "store:probability=0.05", "--seed", "7")
+        runs = [self.run(tmp_path, *options, program=(str(tmp_path / "program"),)) for _ in range(2)]
+        told = [
+            (done.returncode, report["faults"], report["injected"], report["dropped_writes"]) for done, report in runs
+        ]
+        assert told[0] == told[1]
+        assert told[0][3] > 0
+        done, report = runs[0]
+        assert report["again"].startswith("cram-emu run --window 1M --report ")
+        assert "--fault store:probability=0.05 --seed 7 -- " in report["again"]
+        assert f"again by        {report['again']}" in done.stderr
+
+    def test_seed_needs_inline(self, capsys):
+        assert main(["run", "--seed", "1", "--delivery", "monitor", "--", "true"]) == 2
+        assert "--seed with --delivery monitor" in capsys.readouterr().err
+
+    def test_put_back(self, tmp_path):
+        """A joined device is afterwards as it was."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            device.faults["ratio"].set(probability=3, times=9)
+            before = device.faults["ratio"].attributes
+            done, _ = self.run(tmp_path, "--device", str(path), "--fault", "ratio:times=1")
+            assert done.returncode == 0
+            assert device.faults["ratio"].attributes == before
+
+    @pytest.mark.parametrize(
+        "options, told",
+        [
+            (("--fault", "x"), "argument --fault: no fault 'x'"),
+            (("--fault", "store:times"), "argument --fault: 'store:times': 'times' is not ATTRIBUTE=VALUE"),
+            (("--seed", "x"), "argument --seed: seed 'x': not a number"),
+        ],
+    )
+    def test_bad_usage(self, options, told, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["run", *options, "--", "true"])
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
+
+    def test_bad_attribute(self, capsys):
+        """What only the device refuses is told before the program starts."""
+        assert main(["run", "--fault", "store:probability=200", "--", "true"]) == 2
+        assert capsys.readouterr().err == "cram-emu: store: probability 200.0: not from 0 to 100 percent\n"

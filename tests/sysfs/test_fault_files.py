@@ -1,0 +1,94 @@
+"""fail_cram_*: the kernel's fault attributes as files, for a device and for all of a machine."""
+
+import errno
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from samples import PAGE, noise
+from support import wait_until
+
+from cram_emu.errors import CramError
+from cram_emu.faults import ATTRIBUTES, NAMES
+from cram_emu.sysfs.fuse import errno_of
+from cram_emu.sysfs.machine import Machine
+
+DEBUG = "sys/kernel/debug"
+MEM0 = f"{DEBUG}/cram_device/mem0"
+TRACE = "sys/kernel/tracing/trace"
+
+
+def show(machine: Machine, path: str) -> str:
+    return machine.table.read(path)
+
+
+def store(machine: Machine, path: str, text: str) -> int:
+    try:
+        machine.table.write(path, text)
+    except (OSError, CramError) as error:
+        return errno_of(error)
+    return 0
+
+
+def test_there(machine: Machine):
+    """Every fault of the device, here and there, off."""
+    for directory in (DEBUG, MEM0):
+        for name in NAMES:
+            values = [show(machine, f"{directory}/fail_cram_{name}/{a}") for a in (*ATTRIBUTES, "struck")]
+            assert values == ["0\n", "1\n", "-1\n", "0\n", "0\n", "0\n", "0\n"]
+
+
+def test_strikes(machine: Machine):
+    """In the manner of failcmd: attribute by attribute; in effect before write(2) returns."""
+    device = machine.members()[0].device
+    for attribute, text in (("interval", "2"), ("times", "3"), ("probability", "100")):
+        assert store(machine, f"{MEM0}/fail_cram_store/{attribute}", text) == 0
+        assert show(machine, f"{MEM0}/fail_cram_store/{attribute}") == f"{text}\n"
+    for page in range(20):
+        device.write(page * PAGE, noise(page))
+    assert device.stats.dropped_writes == 3
+    assert show(machine, f"{MEM0}/fail_cram_store/struck") == "3\n"
+    assert show(machine, f"{MEM0}/fail_cram_store/times") == "0\n"
+
+
+def test_all_devices(machine: Machine):
+    machine.create("64M", "1M")
+    assert store(machine, f"{DEBUG}/fail_cram_store/probability", "0.5") == 0
+    for name in ("mem0", "mem1"):
+        assert show(machine, f"{DEBUG}/cram_device/{name}/fail_cram_store/probability") == "0.5\n"
+    assert store(machine, f"{MEM0}/fail_cram_store/probability", "0") == 0
+    assert show(machine, f"{DEBUG}/cram_device/mem1/fail_cram_store/probability") == "0.5\n"
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [("probability", "101"), ("probability", "-1"), ("probability", "often"), ("times", "-2"), ("times", "1.5"),
+     ("interval", "-1"), ("seed", ""), ("value", "1"), ("space", str(2**64))],
+)  # fmt: skip
+def test_refused(machine: Machine, file: str, text: str):
+    before = show(machine, f"{MEM0}/fail_cram_store/{file}")
+    assert store(machine, f"{MEM0}/fail_cram_store/{file}", text) == errno.EINVAL
+    assert show(machine, f"{MEM0}/fail_cram_store/{file}") == before
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(NAMES), st.sampled_from(ATTRIBUTES), st.text(st.characters(max_codepoint=127), max_size=40))
+def test_anything(machine: Machine, name: str, attribute: str, text: str):
+    """A write is taken, or answered EINVAL and nothing changes."""
+    path = f"{MEM0}/fail_cram_{name}/{attribute}"
+    before = show(machine, path)
+    code = store(machine, path, text)
+    assert code in (0, errno.EINVAL)
+    assert code == 0 or show(machine, path) == before
+
+
+def test_story(machine: Machine):
+    """The trace tells the fault, and then what followed from it."""
+    device = machine.members()[0].device
+    store(machine, f"{MEM0}/fail_cram_store/times", "1")
+    store(machine, f"{MEM0}/fail_cram_store/probability", "100")
+    device.write(5 * PAGE, noise(1))
+    wait_until(lambda: "cxl_general_media" in show(machine, TRACE), "the loss is told")
+    lines = [line.partition(": ")[2] for line in show(machine, TRACE).splitlines() if not line.startswith("#")]
+    assert lines[0].startswith("cram_fault: memdev=mem0 host=0000:36:00.0 serial=")
+    assert lines[0].endswith(" dpa=0x5000") and " fault=store " in lines[0]
+    assert lines[1].startswith("cxl_general_media: ") and " dpa=5000 " in lines[1]
