@@ -1,0 +1,97 @@
+"""`cram-emu scenarios`, and every scenario of scripts/faults."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cram_emu.cli import main
+from cram_emu.errors import InvalidArgument, NotSupported
+from cram_emu.lab import scenarios
+
+
+@pytest.mark.usefixtures("skip_unless_userfaultfd")
+@pytest.mark.parametrize("name", [scenario.name for scenario in scenarios.scenarios()])
+def test_each(name: str):
+    """What a scenario expects comes true."""
+    result = scenarios.run(*scenarios.chosen([name]))
+    if result.outcome == "skipped":
+        pytest.skip(result.reason)
+    assert result.outcome == "passed", result.output
+
+
+@pytest.mark.parametrize("scenario", scenarios.scenarios(), ids=lambda scenario: scenario.name)
+def test_theory(scenario):
+    """Each begins with a paragraph that says what it is about."""
+    assert len(scenario.theory) > 100 and scenario.theory.endswith(".")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch):
+    """own(name, script): a scenario of that body, among no others."""
+
+    def make(name: str, body: str) -> None:
+        path = tmp_path / "scenarios" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/usr/bin/env bash\n# About {name},\n# in two lines.\n\n{body}\n")
+        path.chmod(0o755)
+
+    every = scenarios.scenarios
+    monkeypatch.setattr(scenarios, "scenarios", lambda directory=None: every(tmp_path / "scenarios"))
+    return make
+
+
+COMMON = Path(__file__).parents[2] / "scripts" / "faults" / "common.sh"
+
+
+class TestCommand:
+    def test_outcomes(self, own, capsys, tmp_path):
+        """Passed, skipped with its reason, failed with the expectation that did not hold: the exit code is 1."""
+        own("good", "echo fine")
+        own("lacking", f"source {COMMON}; skip no such program")
+        own("wrong", f"source {COMMON}; expect 1 -eq 1 ones; expect 2 -eq 3 'twos and threes'; exit $failures")
+        assert main(["scenarios", "--junit", str(tmp_path / "junit.xml")]) == 1
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        table = lines[lines.index("scenario outcome time") + 1 :]
+        assert [(line.split()[0], line.split()[1]) for line in table] == [
+            ("good", "passed"), ("lacking", "skipped"), ("wrong", "failed"),
+        ]  # fmt: skip
+        assert table[1].endswith(" skipped: no such program")
+        assert table[2].endswith(" twos and threes: 2, expected -eq 3")
+        suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+        assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+        assert [[child.tag for child in case] for case in suite] == [
+            ["system-out"], ["skipped", "system-out"], ["failure", "system-out"],
+        ]  # fmt: skip
+        assert main(["scenarios", "good"]) == 0
+
+    def test_json(self, own, capsys):
+        own("good", "printf 'a\\x01b'")
+        assert main(["scenarios", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["name"], found["outcome"], found["output"]) == ("good", "passed", "a\x01b")
+        assert "a?b" in scenarios.junit([scenarios.run(*scenarios.chosen([]))])
+
+    def test_list(self, own, capsys):
+        own("good", "exit 1")
+        assert main(["scenarios", "--list"]) == 0
+        assert capsys.readouterr().out == "good\n  About good, in two lines.\n"
+
+    def test_unknown(self, own, capsys):
+        own("good", "")
+        assert main(["scenarios", "bad"]) == 1
+        assert capsys.readouterr().err == "cram-emu: no scenario 'bad'; there are good\n"
+
+    def test_too_long(self, own):
+        """One that hangs is ended, and what it has mounted goes."""
+        own("endless", "trap 'echo cleaned; exit 143' TERM; while :; do read -t 0.05 <> <(:) || :; done")
+        result = scenarios.run(*scenarios.chosen([]), time_limit_s=0.5)
+        assert (result.outcome, result.code) == ("failed", 143)
+        assert result.output == "cleaned\n\nit took longer than 0.5 s"
+
+    def test_not_there(self, tmp_path):
+        with pytest.raises(NotSupported, match="come with the source tree"):
+            scenarios.scenarios(tmp_path / "nowhere")
+        with pytest.raises(InvalidArgument):
+            scenarios.chosen(["x"])
