@@ -235,7 +235,8 @@ def _watch(program: str, environment, device: Device, args, settings: launch.Set
     except OSError as error:
         raise launch.CannotStart(f"{args.program}: {error.strerror}", 126) from None
     for number in _PASSED_ON:
-        signal.signal(number, lambda number, _: child.send_signal(number))
+        # Not by send_signal(), which reaps it where it has ended.
+        signal.signal(number, lambda number, _: os.kill(child.pid, number))
     ours = args.device is None and args.mount is None
     # Nobody else knows a device that we have made.
     watch = Watch(device, _anybody if ours else is_child_of(child.pid))

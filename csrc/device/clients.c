@@ -134,6 +134,13 @@ void clients_break_lock(struct futex_lock *lock, uint64_t dead)
 		futex_wake_all(&lock->word);
 }
 
+bool clients_can_join(void)
+{
+	struct process process;
+
+	return process_stat((uint32_t)getpid(), &process) == PROCESS_FOUND;
+}
+
 int clients_join(struct clients *clients)
 {
 	struct process process;

@@ -96,6 +96,9 @@ bool client_parked(const struct client *client);
 /* Opens a lock whose holder is among the clients of a mask, which are dead: their slots are about to be free, and the
  * word would name a newcomer. */
 void clients_break_lock(struct futex_lock *lock, uint64_t dead);
+/* Can this process be told by its number and start time, as who joins must? Not where descriptors are used up, or /proc is
+ * missing. */
+bool clients_can_join(void);
 /* Takes a free slot for this process; its index, -1 when there is none, or -2 when /proc/self/stat cannot be read.
  * Under the lock. */
 int clients_join(struct clients *clients);

@@ -11,6 +11,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "inner.h"
 #include "memory.h"
@@ -78,7 +79,7 @@ static void unmap(struct device *device)
 		memory_unmap(device->scratch, device->scratch_stride * PLACES_MAX);
 	if (device->base != NULL)
 		memory_unmap(device->base, device->super->geometry.size);
-	close(device->fd);
+	descriptor_close(device->fd);
 	device->fd = -1;
 }
 
@@ -135,8 +136,8 @@ static int create_object(const char *path, const struct geometry *geometry, int 
 	const char *name = path != NULL ? path : "device";
 	int code = 0;
 
-	*fd = path != NULL ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
-			   : memfd_create("cram_emu", MFD_CLOEXEC);
+	*fd = descriptor_take(path != NULL ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
+					   : memfd_create("cram_emu", MFD_CLOEXEC));
 	if (*fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "%s: %s", name, strerrordesc_np(errno));
 	if (path != NULL)
@@ -147,7 +148,7 @@ static int create_object(const char *path, const struct geometry *geometry, int 
 	if (code != 0) {
 		if (path != NULL)
 			unlink(path);
-		close(*fd);
+		descriptor_close(*fd);
 	}
 	return code;
 }
@@ -189,7 +190,7 @@ int device_open(const char *path, struct device *device)
 	int code;
 
 	memset(device, 0, sizeof(*device));
-	device->fd = open(path, O_RDWR | O_CLOEXEC);
+	device->fd = descriptor_take(open(path, O_RDWR | O_CLOEXEC));
 	if (device->fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "%s: %s", path, strerrordesc_np(errno));
 	if (fstat(device->fd, &st) != 0 || !S_ISREG(st.st_mode))

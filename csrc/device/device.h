@@ -113,6 +113,9 @@ struct device_fork {
 	uint32_t parent, thread; /* who forks */
 };
 
+/* Could this process fork now? CRAM_EBUSY: no slot is free, of which dead clients have none. CRAM_EIO: /proc is not to be
+ * read. */
+int device_can_fork(struct device *device);
 /* Makes a copy of this client for a child of fork that is about to be: a further slot in this thread's name, whose table
  * names the same pages. CRAM_EBUSY: none is free. Nobody works on the tables meanwhile. */
 int device_fork(struct device *device, struct device_fork *fork);

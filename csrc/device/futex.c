@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "memory.h"
+
 /* How often a waiter asks whether the holder still lives. */
 #define LIVENESS_NS 50000000
 
@@ -43,10 +45,9 @@ uint64_t now_ns(void)
 void sleep_ns(uint64_t ns)
 {
 	struct timespec t = { .tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u) };
-	int saved = errno;
 
-	clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL);
-	errno = saved;
+	/* Past the C library: its function is a cancellation point, and who sleeps here may hold a page. */
+	memory_call(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, (long)&t, 0, 0, 0);
 }
 
 bool futex_wait(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns)

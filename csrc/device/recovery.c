@@ -2,12 +2,13 @@
 #define _GNU_SOURCE
 #include "recovery.h"
 
-#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "error.h"
 #include "inner.h"
 #include "layout.h"
+#include "memory.h"
 
 #define STILL_TIMEOUT_NS 2000000000ull
 
@@ -34,7 +35,7 @@ void recovery_unlock(struct device *device)
 /* Zeroes a part of the object by giving its memory back. */
 static void clear_part(struct device *device, uint64_t from, uint64_t to)
 {
-	if (fallocate(device->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)(to - from)) != 0)
+	if (memory_advise(device->base + from, to - from, MADV_REMOVE) != 0)
 		memset(device->base + from, 0, to - from);
 }
 

@@ -11,6 +11,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "sigbus.h"
 #include "thread.h"
@@ -288,12 +289,12 @@ int delivery_monitor(struct delivery *delivery, int fd)
 	int code;
 
 	delivery->fd = fd;
-	delivery->stop = eventfd(0, EFD_CLOEXEC);
+	delivery->stop = descriptor_take(eventfd(0, EFD_CLOEXEC));
 	if (delivery->stop < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd for the monitor thread: %s", strerrordesc_np(errno));
 	code = thread_start(&delivery->monitor, monitor, delivery, "monitor");
 	if (code != 0)
-		close(delivery->stop);
+		descriptor_close(delivery->stop);
 	return code;
 }
 
@@ -301,7 +302,7 @@ static void stop_monitor(struct delivery *delivery)
 {
 	eventfd_write(delivery->stop, 1);
 	pthread_join(delivery->monitor, NULL);
-	close(delivery->stop);
+	descriptor_close(delivery->stop);
 }
 
 /* ---- start and stop ------------------------------------------------------------------------------------- */

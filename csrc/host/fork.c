@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "space.h"
 #include "thread.h"
@@ -30,7 +31,7 @@ static struct {
 static _Thread_local struct device_fork last_fork __attribute__((tls_model("initial-exec")));
 static _Thread_local int forked __attribute__((tls_model("initial-exec")));
 
-static void prepare(void)
+void space_fork_prepare(void)
 {
 	cram_map *map = inherited.map;
 	sigset_t before;
@@ -44,7 +45,7 @@ static void prepare(void)
 	inherited.code = device_fork(&map->owner->device, &inherited.fork);
 }
 
-static void in_parent(void)
+void space_fork_parent(void)
 {
 	cram_map *map = inherited.map;
 	sigset_t before = inherited.before;
@@ -56,6 +57,22 @@ static void in_parent(void)
 	delivery_resume();
 	pthread_rwlock_unlock(&map->owner->maps_lock);
 	host_restore_signals(&before);
+}
+
+bool space_can_fork(void)
+{
+	cram_map *map = inherited.map;
+	int saved = errno;
+	sigset_t before;
+	bool can = true;
+
+	if (map == NULL || host_forked(map->owner))
+		return true;
+	host_block_signals(&before);
+	can = device_can_fork(&map->owner->device) == 0;
+	host_restore_signals(&before);
+	errno = saved;
+	return can;
 }
 
 void space_forked(int pid)
@@ -109,7 +126,7 @@ static int change_to_monitor(cram_map *map, bool *move)
 	code = delivery_monitor(&map->delivery, fd);
 	if (code != 0)
 		return code;
-	close(before);
+	descriptor_close(before);
 	map->pager.uffd = fd;
 	map->pager.wake = true;
 	map->delivery.monitored = true;
@@ -134,7 +151,7 @@ static int take_over(cram_map *map)
 	pager->table = table.entries;
 	atomic_store(&device->device.self->resident_frames, atomic_load(&pager->resident));
 	atomic_store(&device->device.self->dirty_frames, atomic_load(&pager->dirty));
-	close(pager->uffd);
+	descriptor_close(pager->uffd);
 	pager->wake = false;
 	code = serve(map, true, &move);
 	if (code == 0)
@@ -148,7 +165,7 @@ static int take_over(cram_map *map)
 	return code;
 }
 
-static void in_child(void)
+void space_fork_child(void)
 {
 	static const char text[] = "cram_emu: a child of fork could not take its memory over, and ends\n";
 	ssize_t ignored;
@@ -169,7 +186,7 @@ static void in_child(void)
 
 static void watch(void)
 {
-	pthread_atfork(prepare, in_parent, in_child);
+	pthread_atfork(space_fork_prepare, space_fork_parent, space_fork_child);
 }
 
 void fork_watch(void)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "memory.h"
 #include "plane.h"
@@ -131,7 +132,7 @@ int cram_open(const char *path, cram_device **device)
 
 int host_restart_service(cram_device *device)
 {
-	close(device->service.event_fd);
+	descriptor_close(device->service.event_fd);
 	return service_start(&device->service, &device->device, &service_ops, device);
 }
 

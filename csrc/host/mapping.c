@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "memory.h"
 #include "sigbus.h"
@@ -85,7 +86,7 @@ static int map_memory(struct cram_map *map, void *given, uint64_t length, bool m
 		return fail_uffd(code, monitored);
 	pager->base = given != NULL ? given : map_private(length);
 	if (pager->base == NULL) {
-		close(pager->uffd);
+		descriptor_close(pager->uffd);
 		return cram_fail(CRAM_ENOMEM, "no address space for a mapping of %" PRIu64 " bytes", length);
 	}
 	map_spares(pager, move);
@@ -99,7 +100,7 @@ static void unmap_memory(struct cram_map *map)
 	memory_unmap(map->pager.base, map->pager.pages << PAGE_SHIFT);
 	if (map->pager.spares != NULL)
 		memory_unmap(map->pager.spares, PAGER_SPARES);
-	close(map->pager.uffd);
+	descriptor_close(map->pager.uffd);
 }
 
 static int set_up(struct cram_map *map, void *given, const struct cram_map_params *params)
@@ -222,7 +223,7 @@ int map_create(cram_device *device, const struct cram_map_params *params, void *
 static void unmap_in_child(struct cram_map *map)
 {
 	pager_deinit(&map->pager);
-	close(map->pager.uffd);
+	descriptor_close(map->pager.uffd);
 	map->closed = true;
 }
 

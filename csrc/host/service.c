@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "thread.h"
 
@@ -92,12 +93,12 @@ int service_start(struct service *service, struct device *device, const struct s
 	atomic_store(&service->stop, 0);
 	/* Here, not in the thread: what is raised before it first runs is its to tell. */
 	service->last_event = atomic_load(&device->alert->head);
-	service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	service->event_fd = descriptor_take(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	if (service->event_fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerrordesc_np(errno));
 	code = thread_start(&service->thread, serve, service, "service");
 	if (code != 0)
-		close(service->event_fd);
+		descriptor_close(service->event_fd);
 	return code;
 }
 
@@ -106,5 +107,5 @@ void service_stop(struct service *service)
 	atomic_store(&service->stop, 1);
 	client_ring(service->device->self);
 	pthread_join(service->thread, NULL);
-	close(service->event_fd);
+	descriptor_close(service->event_fd);
 }

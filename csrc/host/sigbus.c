@@ -3,6 +3,7 @@
 #include "sigbus.h"
 
 #include <stdatomic.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -166,8 +167,9 @@ void sigbus_install(sigbus_fn *fn, bool expected)
 	depth = depth_before(&now);
 	set_next(depth, &now);
 	ours.sa_sigaction = handlers[depth];
-	/* The whole handler runs with every signal blocked: nothing may interrupt a thread that holds a page. */
-	sigfillset(&ours.sa_mask);
+	/* The whole handler runs with every signal blocked: nothing may interrupt a thread that holds a page. Those too that
+	 * sigfillset() leaves out: glibc cancels threads by them. */
+	memset(&ours.sa_mask, 0xff, sizeof(ours.sa_mask));
 	__sigaction(SIGBUS, &ours, NULL);
 	if (!expected)
 		warn_once();

@@ -39,5 +39,12 @@ void space_inherit(cram_map *map, space_walk_fn *walk);
 /* Whoever calls fork(2) says what it returned: the child's pid, if positive. Otherwise only the child itself makes known
  * that it lives. */
 void space_forked(int pid);
+/* Asked before: false where a child could not be served, for want of a slot, a descriptor or /proc. The race: another process
+ * takes the last slot in between; then the child ends, having said why. */
+bool space_can_fork(void);
+/* What fork(2) does by itself, for forks that libc knows nothing of: around the call, on either side. */
+void space_fork_prepare(void);
+void space_fork_parent(void);
+void space_fork_child(void);
 
 #endif

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cram.h"
+#include "descriptor.h"
 #include "memory.h"
 
 /* Debian 12's <linux/userfaultfd.h> is of Linux 6.1. */
@@ -55,7 +56,7 @@ static int uffd_ioctl(int fd, unsigned long request, void *argument)
 /* The system call, or the device node for those whom an administrator gave it (Linux 6.1). */
 static int open_descriptor(int flags)
 {
-	int fd = (int)syscall(SYS_userfaultfd, flags);
+	int fd = descriptor_take((int)syscall(SYS_userfaultfd, flags));
 	int error = errno;
 	int node;
 
@@ -64,7 +65,7 @@ static int open_descriptor(int flags)
 	node = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	if (node < 0)
 		return -error;
-	fd = ioctl(node, USERFAULTFD_IOC_NEW, flags);
+	fd = descriptor_take(ioctl(node, USERFAULTFD_IOC_NEW, flags));
 	error = errno;
 	close(node);
 	return fd >= 0 ? fd : -error;
@@ -93,7 +94,7 @@ static int open_with(uint64_t features, bool user_mode, int *fd)
 	code = handshake(*fd, features, NULL);
 	if (code == 0)
 		return 0;
-	close(*fd);
+	descriptor_close(*fd);
 	return -ENOSYS;
 }
 
@@ -221,7 +222,7 @@ void cram_uffd_probe(struct cram_uffd_info *info)
 	if (fd < 0)
 		return;
 	info->available = handshake(fd, 0, &info->features);
-	close(fd);
+	descriptor_close(fd);
 	info->sigbus = (info->features & UFFD_FEATURE_SIGBUS) != 0;
 	info->write_protect = (info->features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) != 0;
 	info->poison = (info->features & UFFD_FEATURE_POISON) != 0;

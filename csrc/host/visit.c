@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "visit.h"
 
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,7 +54,8 @@ void host_block_signals(sigset_t *before)
 {
 	sigset_t mask;
 
-	sigfillset(&mask);
+	/* sigfillset() leaves out those by which glibc cancels threads. */
+	memset(&mask, 0xff, sizeof(mask));
 	sigdelset(&mask, SIGBUS);
 	sigdelset(&mask, SIGSEGV);
 	sigdelset(&mask, SIGFPE);

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -26,6 +27,9 @@
 /* Data of a regular file moves in pieces of so much. */
 #define PIECE (256u << 10)
 #define STRING_MAX_BYTES 4096u
+/* Of a socket's address (struct sockaddr_storage), and of descriptors (fs/file.c, sysctl_nr_open). */
+#define ADDRESS_MAX 128
+#define DESCRIPTORS_MAX (1 << 20)
 #define RETRIES 1000
 /* From siginfo.h of the kernel; glibc 2.36 does not have it. */
 #ifndef SYS_SECCOMP
@@ -112,19 +116,32 @@ bool guarded_touch(void *address, bool write)
 
 static size_t part_size(const struct part *part, const long args[6])
 {
+	int length;
+
 	if (part->how & PART_STRING)
 		return STRING_MAX_BYTES;
+	if (part->how & PART_FDS)
+		return args[0] > 0 && args[0] <= DESCRIPTORS_MAX ? (size_t)(args[0] + 63) / 64 * 8 : 0;
+	if (part->how & PART_LENGTH) {
+		if (args[part->count] == 0 || guarded_copy(&length, (void *)args[part->count], sizeof(length)) != 0 || length < 0)
+			return 0;
+		return length < ADDRESS_MAX ? (size_t)length : ADDRESS_MAX;
+	}
 	if (part->how & PART_COUNTED)
 		return (size_t)args[part->count] * part->item;
 	return part->item * PART_UNIT;
 }
 
-/* The part's copy: filled, unless the kernel only writes it. -errno. */
+/* The part's copy: filled, also where the kernel only writes, for it may not, or not all of it. But not a buffer of which the
+ * result says how much it wrote. -errno. */
 static long fill_part(const struct part *part, void *copy, const void *original, size_t size)
 {
-	if (part->how & PART_STRING)
-		return guarded_string(copy, original, size) > 0 ? 0 : -EFAULT;
-	if (part->how & PART_IN) {
+	if (part->how & PART_STRING) {
+		if (guarded_string(copy, original, size) > 0)
+			return 0;
+		return guarded_copy(copy, original, size) == 0 ? -ENAMETOOLONG : -EFAULT;
+	}
+	if (!(part->how & PART_RESULT)) {
 		size_t left = guarded_copy(copy, original, size);
 
 		/* A structure that is as large as it may be, at the end of what there is. */
@@ -136,7 +153,8 @@ static long fill_part(const struct part *part, void *copy, const void *original,
 
 static long empty_part(const struct part *part, void *original, const void *copy, size_t size, long result)
 {
-	if (!(part->how & PART_OUT) || result < 0)
+	/* A call that was interrupted has written how long there was to sleep. */
+	if (!(part->how & PART_OUT) || (result < 0 && result != -EINTR))
 		return 0;
 	if (part->how & PART_RESULT) {
 		size_t got = (size_t)result * part->item;
@@ -156,10 +174,12 @@ static long answer_copy(const struct call *call, long number, const long args[6]
 
 	memcpy(passed, args, sizeof(passed));
 	for (unsigned i = 0; i < call->count; i++) {
-		size[i] = part_size(&call->parts[i], args);
 		offset[i] = total;
-		if (in_region((void *)args[call->parts[i].argument]))
+		size[i] = 0;
+		if (in_region((void *)args[call->parts[i].argument])) {
+			size[i] = part_size(&call->parts[i], args);
 			total += (size[i] + 63) & ~63ull;
+		}
 	}
 	if (!scratch_take(total, &scratch))
 		return -ENOMEM;
@@ -174,11 +194,11 @@ static long answer_copy(const struct call *call, long number, const long args[6]
 	}
 	if (result == 0)
 		result = gate_call(number, passed[0], passed[1], passed[2], passed[3], passed[4], passed[5]);
-	for (unsigned i = 0; i < call->count && result >= 0; i++) {
+	for (unsigned i = 0; i < call->count && (result >= 0 || result == -EINTR); i++) {
 		unsigned a = call->parts[i].argument;
 		long code = 0;
 
-		if (passed[a] != args[a])
+		if (passed[a] != args[a] && !(result < 0 && (call->parts[i].how & PART_RESULT)))
 			code = empty_part(&call->parts[i], (void *)args[a], memory + offset[i], size[i], result);
 		result = code < 0 ? code : result;
 	}
@@ -215,6 +235,14 @@ static bool regular_file(int fd)
 	struct stat st;
 
 	return gate_call(SYS_fstat, fd, (long)&st, 0, 0, 0, 0) == 0 && S_ISREG(st.st_mode);
+}
+
+/* What is appended by one call stands together. */
+static bool appends(long number, int fd)
+{
+	long flags = gate_call(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
+
+	return (number == SYS_write || number == SYS_pwrite64) && flags >= 0 && (flags & O_APPEND);
 }
 
 static bool moves_data(long number)
@@ -269,8 +297,11 @@ static long answer_futex(const long args[6])
 	int operation = (int)args[1] & FUTEX_CMD_MASK;
 	bool timed = operation == FUTEX_WAIT || operation == FUTEX_WAIT_BITSET || operation == FUTEX_LOCK_PI ||
 		     operation == FUTEX_LOCK_PI2 || operation == FUTEX_WAIT_REQUEUE_PI;
-	bool writes = operation != FUTEX_WAIT && operation != FUTEX_WAIT_BITSET && operation != FUTEX_WAKE &&
+	/* One that processes share is looked up by its page, which must be writable (kernel/futex/core.c, get_futex_key()). */
+	bool shared = !((int)args[1] & FUTEX_PRIVATE_FLAG);
+	bool second = operation != FUTEX_WAIT && operation != FUTEX_WAIT_BITSET && operation != FUTEX_WAKE &&
 		      operation != FUTEX_WAKE_BITSET;
+	bool writes = shared || second;
 	long timeout = args[3], result = -EFAULT;
 	struct timespec copy;
 
@@ -282,7 +313,7 @@ static long answer_futex(const long args[6])
 	for (int i = 0; i < RETRIES && result == -EFAULT; i++) {
 		if (in_region((void *)args[0]) && !guarded_touch((void *)args[0], writes))
 			return -EFAULT;
-		if (writes && in_region((void *)args[4]) && !guarded_touch((void *)args[4], true))
+		if (second && in_region((void *)args[4]) && !guarded_touch((void *)args[4], true))
 			return -EFAULT;
 		result = gate_call(SYS_futex, args[0], args[1], args[2], timeout, args[4], args[5]);
 	}
@@ -316,7 +347,10 @@ long calls_answer(long number, long a[6])
 
 	switch (call != NULL ? call->kind : CALL_PIN) {
 	case CALL_COPY:
-		if (moves_data(number) && a[2] > (long)PIECE && regular_file((int)a[0]))
+		/* The kernel would go on reading the copy after the call. */
+		if (number == SYS_sendto)
+			a[3] &= ~(long)MSG_ZEROCOPY;
+		if (moves_data(number) && a[2] > (long)PIECE && regular_file((int)a[0]) && !appends(number, (int)a[0]))
 			return answer_pieces(call, number, a);
 		return answer_copy(call, number, a);
 	case CALL_SPACE:

@@ -129,7 +129,8 @@ EXPORT size_t malloc_usable_size(void *memory)
 
 static char *duplicate(const char *string, size_t length)
 {
-	char *copy = all_glibc ? glibc.malloc(length + 1) : mi_malloc(length + 1);
+	/* Not ours by another name: a program may have a malloc() of its own, and free() this by it. */
+	char *copy = malloc(length + 1);
 
 	if (copy != NULL) {
 		memcpy(copy, string, length);

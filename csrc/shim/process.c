@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * process.c - fork, exec, spawn, threads.
+ * process.c - exec, spawn, system, popen.
  *
  * What the kernel, or a child that shares the memory but not the handlers, reads of a new program's arguments is copied to
- * ordinary memory first. A child of vfork would be such a child: it gets fork's, which POSIX allows.
+ * ordinary memory first.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -16,11 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "host/space.h"
-#include "host/thread.h"
 #include "memory.h"
 #include "shim.h"
-#include "signals.h"
 
 /* ---- copies of arguments --------------------------------------------------------------------------------- */
 
@@ -384,115 +381,4 @@ EXPORT int system(const char *command)
 	sigaction(SIGQUIT, &quit, NULL);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return status;
-}
-
-/* ---- fork ------------------------------------------------------------------------------------------------ */
-
-EXPORT pid_t fork(void)
-{
-	pid_t pid = NEXT(fork)();
-
-	if (pid != 0)
-		space_forked(pid);
-	return pid;
-}
-
-EXPORT pid_t vfork(void)
-{
-	return fork();
-}
-
-/* ---- threads --------------------------------------------------------------------------------------------- */
-
-/* One mapping: room to copy through, then the signal stack. Threads and coroutines may run on stacks in the region: no
- * signal could be delivered there while the page is not resident. */
-#define SCRATCH_SIZE (288u << 10)
-#define SIGNAL_STACK_SIZE (256u << 10)
-
-static _Thread_local FAST_TLS uint8_t *thread_memory;
-static _Thread_local FAST_TLS bool scratch_busy;
-static pthread_key_t thread_key;
-static pthread_once_t thread_once = PTHREAD_ONCE_INIT;
-
-static void end_thread(void *memory)
-{
-	stack_t none = { .ss_flags = SS_DISABLE };
-
-	gate_call(SYS_sigaltstack, (long)&none, 0, 0, 0, 0, 0);
-	thread_memory = NULL;
-	memory_unmap(memory, SCRATCH_SIZE + SIGNAL_STACK_SIZE);
-}
-
-static void make_key(void)
-{
-	pthread_key_create(&thread_key, end_thread);
-}
-
-void thread_prepare(void)
-{
-	stack_t stack = { .ss_size = SIGNAL_STACK_SIZE };
-
-	pthread_once(&thread_once, make_key);
-	thread_memory = memory_map(SCRATCH_SIZE + SIGNAL_STACK_SIZE, -1);
-	if (thread_memory == NULL)
-		return;
-	stack.ss_sp = thread_memory + SCRATCH_SIZE;
-	gate_call(SYS_sigaltstack, (long)&stack, 0, 0, 0, 0, 0);
-	pthread_setspecific(thread_key, thread_memory);
-}
-
-bool scratch_take(size_t size, struct scratch *scratch)
-{
-	scratch->mapped = size > SCRATCH_SIZE || scratch_busy || thread_memory == NULL;
-	scratch->size = page_up(size + 1);
-	if (scratch->mapped) {
-		scratch->memory = memory_map(scratch->size, -1);
-	} else {
-		scratch_busy = true;
-		scratch->memory = thread_memory;
-	}
-	return scratch->memory != NULL;
-}
-
-void scratch_return(struct scratch *scratch)
-{
-	if (scratch->mapped)
-		memory_unmap(scratch->memory, scratch->size);
-	else
-		scratch_busy = false;
-}
-
-struct start {
-	void *(*run)(void *);
-	void *argument;
-};
-
-static void *begin(void *memory)
-{
-	struct start start = *(struct start *)memory;
-
-	free(memory);
-	thread_prepare();
-	return start.run(start.argument);
-}
-
-EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
-{
-	struct start *start;
-	pthread_attr_t copy;
-	int error;
-
-	if (!signals_started || thread_starting())
-		return NEXT(pthread_create)(thread, attributes, run, argument);
-	start = malloc(sizeof(*start));
-	if (start == NULL)
-		return EAGAIN;
-	*start = (struct start){ run, argument };
-	/* glibc reads them with all signals blocked. */
-	if (attributes != NULL)
-		copy = *attributes;
-	error = NEXT(pthread_create)(thread, attributes != NULL ? &copy : NULL, begin, start);
-	if (error != 0)
-		free(start);
-	return error;
 }

@@ -7,9 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "host/space.h"
 #include "host/visit.h"
 #include "memory.h"
@@ -111,22 +115,39 @@ static void attach(const struct settings *settings)
 
 static sigset_t before_fork;
 
-static void lock_ranges(void)
+void shim_fork_prepare(void)
 {
 	ranges_lock(&before_fork);
 }
 
-static void unlock_ranges(void)
+void shim_fork_parent(void)
 {
 	sigset_t before = before_fork;
 
 	ranges_unlock(&before);
 }
 
-static void unlock_ranges_in_child(void)
+void shim_fork_child(void)
 {
 	ranges_reset_lock();
 	host_restore_signals(&before_fork);
+}
+
+/* Who executed this program may have left them blocked; a fault would kill. */
+static void unblock_ours(void)
+{
+	uint64_t ours = 1ull << (SIGBUS - 1) | 1ull << (SIGSYS - 1);
+
+	memory_call(SYS_rt_sigprocmask, SIG_UNBLOCK, (long)&ours, 0, sizeof(ours), 0, 0);
+}
+
+/* Our descriptors go where programs seldom have theirs; not so high that a table for them would cost memory. */
+static void place_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
+		descriptors_from(limit.rlim_cur >= 1024 ? 960 : limit.rlim_cur > 64 ? (int)limit.rlim_cur - 32 : 3);
 }
 
 /* First of all constructors (-z initfirst): before the allocator's, and before libc has set up environ. */
@@ -144,10 +165,12 @@ __attribute__((constructor)) static void start(int argc, char **argv, char **env
 	if (!parse(*variable + strlen(SETTINGS), &settings))
 		die(SETTINGS " is not what `cram-emu run` sets");
 	shim.min_mmap = settings.min_mmap;
+	unblock_ours();
 	if (!shim.reserved)
 		shim_reserve();
 	if (!shim.reserved)
 		die("the addresses from 0x200000000000 on cannot be had");
+	place_descriptors();
 	attach(&settings);
 	shim.inline_delivery = !settings.monitored;
 	thread_prepare();
@@ -156,7 +179,7 @@ __attribute__((constructor)) static void start(int argc, char **argv, char **env
 		die("no seccomp filter can be installed");
 	signals_started = true;
 	space_inherit(shim.map, space_walk);
-	pthread_atfork(lock_ranges, unlock_ranges, unlock_ranges_in_child);
+	pthread_atfork(shim_fork_prepare, shim_fork_parent, shim_fork_child);
 	if (!settings.follow) {
 		drop(envp, "LD_PRELOAD=");
 		drop(envp, SETTINGS);

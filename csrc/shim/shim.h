@@ -15,7 +15,10 @@
  *   shortcuts the most frequent ones, without a trap
  *   vectors   those that have them behind a pointer
  *   signals   handlers and masks of the program's, which must not be in the way of ours
- *   process   fork, exec, spawn, threads
+ *   process   exec, spawn
+ *   forks     fork and its other names
+ *   threads   what a thread gets, and when the last one has ended
+ *   numbers   close and its kin, which must not meet our descriptors
  *
  * The region lies at a fixed, unusual address, so that a filter, which outlives exec, hits nothing in the next program.
  * What stands in front of a function of the C library here has that function's contract.
@@ -117,6 +120,10 @@ bool heap_is_allocator(const void *caller);
 /* Reserves the region's addresses, at the first use. */
 void shim_reserve(void);
 
+/* Around a fork: nobody is in the middle of a change of the ranges. */
+void shim_fork_prepare(void);
+void shim_fork_parent(void);
+void shim_fork_child(void);
 /* process.c, for a trapped exec: -errno. */
 long process_exec(long number, const long args[6]);
 

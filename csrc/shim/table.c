@@ -23,6 +23,8 @@
 #define in_struct(i, size) { (i), PART_IN, 0, (size) / PART_UNIT }
 #define out_struct(i, size) { (i), PART_OUT, 0, (size) / PART_UNIT }
 #define both_struct(i, size) { (i), PART_IN | PART_OUT, 0, (size) / PART_UNIT }
+#define address(i, n) { (i), PART_IN | PART_OUT | PART_COUNTED | PART_LENGTH, (n), 1 }
+#define fds(i) { (i), PART_IN | PART_OUT | PART_FDS, 0, 0 }
 #define string(i) { (i), PART_IN | PART_STRING, 0, 0 }
 
 static const struct call calls[TABLE_NUMBERS] = {
@@ -33,7 +35,7 @@ static const struct call calls[TABLE_NUMBERS] = {
 	COPY(pwrite64, A(1), 1, in(1, 2)),
 	COPY(sendto, A(1) | A(4), 2, in(1, 2), in(4, 5)),
 	/* The address first: how much there is of it is in the length. */
-	COPY(recvfrom, A(1) | A(4) | A(5), 3, got(1, 2), both_struct(4, 128), both_struct(5, 4)),
+	COPY(recvfrom, A(1) | A(4) | A(5), 3, got(1, 2), address(4, 5), both_struct(5, 4)),
 	COPY(getrandom, A(0), 1, got(0, 1)),
 	COPY(getdents64, A(1), 1, got(1, 2)),
 	COPY(mq_timedsend, A(1) | A(4), 2, in(1, 2), in_struct(4, 16)),
@@ -54,9 +56,9 @@ static const struct call calls[TABLE_NUMBERS] = {
 	KIND(futex, A(0) | A(3) | A(4), CALL_FUTEX),
 	COPY(poll, A(0), 1, both_items(0, 1, 8)),
 	COPY(ppoll, A(0) | A(2) | A(3), 3, both_items(0, 1, 8), both_struct(2, 16), in_struct(3, 8)),
-	COPY(select, A(1) | A(2) | A(3) | A(4), 4, both_struct(1, 128), both_struct(2, 128), both_struct(3, 128),
+	COPY(select, A(1) | A(2) | A(3) | A(4), 4, fds(1), fds(2), fds(3),
 	     both_struct(4, 16)),
-	COPY(pselect6, A(1) | A(2) | A(3) | A(4), 4, both_struct(1, 128), both_struct(2, 128), both_struct(3, 128),
+	COPY(pselect6, A(1) | A(2) | A(3) | A(4), 4, fds(1), fds(2), fds(3),
 	     both_struct(4, 16)),
 	COPY(epoll_wait, A(1), 1, got_items(1, 2, 12)),
 	COPY(epoll_pwait, A(1) | A(4), 2, got_items(1, 2, 12), in_struct(4, 8)),
@@ -66,8 +68,8 @@ static const struct call calls[TABLE_NUMBERS] = {
 	COPY(wait4, A(1) | A(3), 2, out_struct(1, 4), out_struct(3, 144)),
 	COPY(waitid, A(2) | A(4), 2, out_struct(2, 128), out_struct(4, 144)),
 	COPY(connect, A(1), 1, in(1, 2)),
-	COPY(accept, A(1) | A(2), 2, both_struct(1, 128), both_struct(2, 4)),
-	COPY(accept4, A(1) | A(2), 2, both_struct(1, 128), both_struct(2, 4)),
+	COPY(accept, A(1) | A(2), 2, address(1, 2), both_struct(2, 4)),
+	COPY(accept4, A(1) | A(2), 2, address(1, 2), both_struct(2, 4)),
 	COPY(rt_sigtimedwait, A(0) | A(1) | A(2), 3, in_struct(0, 8), out_struct(1, 128), in_struct(2, 16)),
 	COPY(rt_sigsuspend, A(0), 1, in_struct(0, 8)),
 	COPY(semop, A(1), 1, in_items(1, 2, 6)),

@@ -40,6 +40,8 @@ struct part {
 #define PART_COUNTED 4u
 #define PART_RESULT 8u  /* as many items are written as the call returns */
 #define PART_STRING 16u
+#define PART_LENGTH 32u /* with PART_COUNTED: the argument points to an int that says how many bytes */
+#define PART_FDS 64u    /* descriptor sets of as many descriptors as argument 0 says */
 
 struct call {
 	bool listed;

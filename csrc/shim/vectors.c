@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#include "memory.h"
 #include "shim.h"
 
 /* As the kernel's UIO_MAXIOV. */
@@ -28,6 +29,20 @@ static bool vectors_in_region(const struct iovec *iov, size_t count)
 		if (in_region(iov[i].iov_base) && iov[i].iov_len > 0)
 			return true;
 	return false;
+}
+
+/* Room for the copy of a list: in `few`, of FEW, or, for a longer one, which a small stack has no room for, mapped. NULL: no
+ * memory. */
+#define FEW 32
+static struct iovec *list_take(struct iovec *few, size_t count)
+{
+	return count <= FEW || count > VECTORS_MAX ? few : memory_map(VECTORS_MAX * sizeof(*few), -1);
+}
+
+static void list_return(struct iovec *list, const struct iovec *few)
+{
+	if (list != NULL && list != few)
+		memory_unmap(list, VECTORS_MAX * sizeof(*list));
 }
 
 /* The list, copied, and the bytes of all; -errno. */
@@ -64,7 +79,7 @@ static size_t move(const struct iovec *iov, long count, uint8_t *buffer, size_t 
 	return done;
 }
 
-long vector_io(long number, int fd, const struct iovec *iov, int count, long offset, int flags)
+static long io(long number, int fd, const struct iovec *iov, int count, long offset, int flags, struct iovec *copy)
 {
 	static const struct {
 		long vector, flat;
@@ -74,7 +89,7 @@ long vector_io(long number, int fd, const struct iovec *iov, int count, long off
 		{ SYS_preadv, SYS_pread64, false, true },  { SYS_pwritev, SYS_pwrite64, true, true },
 		{ SYS_preadv2, SYS_preadv2, false, true }, { SYS_pwritev2, SYS_pwritev2, true, true },
 	};
-	struct iovec copy[VECTORS_MAX], flat;
+	struct iovec flat;
 	struct scratch scratch;
 	unsigned kind = 0;
 	long total = load_vectors(copy, iov, count), result;
@@ -104,6 +119,15 @@ long vector_io(long number, int fd, const struct iovec *iov, int count, long off
 		result = moved == 0 ? -EFAULT : (long)moved;
 	}
 	scratch_return(&scratch);
+	return result;
+}
+
+long vector_io(long number, int fd, const struct iovec *iov, int count, long offset, int flags)
+{
+	struct iovec few[FEW], *list = list_take(few, count);
+	long result = list != NULL ? io(number, fd, iov, count, offset, flags, list) : -ENOMEM;
+
+	list_return(list, few);
 	return result;
 }
 
@@ -150,9 +174,8 @@ static long flatten(struct flat_message *flat, const struct msghdr *m, struct io
 	return 0;
 }
 
-static long send_message(int fd, const struct msghdr *m, int flags)
+static long send_message(int fd, const struct msghdr *m, int flags, struct iovec *iov)
 {
-	struct iovec iov[VECTORS_MAX];
 	struct flat_message flat;
 	long result = flatten(&flat, m, iov);
 
@@ -164,14 +187,14 @@ static long send_message(int fd, const struct msghdr *m, int flags)
 	    (m->msg_control != NULL && guarded_copy(flat.control, m->msg_control, flat.header.msg_controllen) != 0))
 		result = -EFAULT;
 	else
-		result = gate_call(SYS_sendmsg, fd, (long)&flat.header, flags, 0, 0, 0);
+		/* Without MSG_ZEROCOPY: the kernel would go on reading the copy. */
+		result = gate_call(SYS_sendmsg, fd, (long)&flat.header, flags & ~MSG_ZEROCOPY, 0, 0, 0);
 	scratch_return(&flat.scratch);
 	return result;
 }
 
-static long receive_message(int fd, struct msghdr *m, int flags)
+static long receive_message(int fd, struct msghdr *m, int flags, struct iovec *iov)
 {
-	struct iovec iov[VECTORS_MAX];
 	struct flat_message flat;
 	size_t name_room = m->msg_namelen, got;
 	long result = flatten(&flat, m, iov);
@@ -202,15 +225,18 @@ static long receive_message(int fd, struct msghdr *m, int flags)
 
 long vector_message(long number, int fd, struct msghdr *message, int flags)
 {
+	struct iovec few[FEW], *list;
 	struct msghdr copy;
 	long result;
 
 	if (guarded_copy(&copy, message, sizeof(copy)) != 0)
 		return -EFAULT;
-	if (number == SYS_sendmsg)
-		return send_message(fd, &copy, flags);
-	result = receive_message(fd, &copy, flags);
-	if (result >= 0 && guarded_copy(message, &copy, sizeof(copy)) != 0)
+	list = list_take(few, copy.msg_iovlen);
+	if (list == NULL)
+		return -ENOMEM;
+	result = number == SYS_sendmsg ? send_message(fd, &copy, flags, list) : receive_message(fd, &copy, flags, list);
+	list_return(list, few);
+	if (number != SYS_sendmsg && result >= 0 && guarded_copy(message, &copy, sizeof(copy)) != 0)
 		return -EFAULT;
 	return result;
 }
@@ -262,6 +288,10 @@ VECTOR(pwritev64, SYS_pwritev, offset, 0, (int fd, const struct iovec *iov, int 
 VECTOR(preadv2, SYS_preadv2, offset, flags, (int fd, const struct iovec *iov, int count, off_t offset, int flags),
        (fd, iov, count, offset, flags))
 VECTOR(pwritev2, SYS_pwritev2, offset, flags, (int fd, const struct iovec *iov, int count, off_t offset, int flags),
+       (fd, iov, count, offset, flags))
+VECTOR(preadv64v2, SYS_preadv2, offset, flags, (int fd, const struct iovec *iov, int count, off64_t offset, int flags),
+       (fd, iov, count, offset, flags))
+VECTOR(pwritev64v2, SYS_pwritev2, offset, flags, (int fd, const struct iovec *iov, int count, off64_t offset, int flags),
        (fd, iov, count, offset, flags))
 
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "descriptor.h"
+
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+
+#include "memory.h"
+
+/* The object, the fault descriptor, the eventfd, and what stands in for one of them for a moment. */
+#define TAKEN_MAX 8u
+
+static int least_number;
+/* One more than the number; 0: free. Only kept where somebody asks. */
+static _Atomic int taken[TAKEN_MAX];
+
+void descriptors_from(int least)
+{
+	least_number = least;
+}
+
+int descriptor_take(int fd)
+{
+	int moved, none;
+
+	if (fd < 0 || least_number == 0)
+		return fd;
+	moved = (int)memory_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, least_number, 0, 0, 0);
+	if (moved >= 0) {
+		memory_call(SYS_close, fd, 0, 0, 0, 0, 0);
+		fd = moved;
+	}
+	for (unsigned i = 0; i < TAKEN_MAX; i++) {
+		none = 0;
+		if (atomic_compare_exchange_strong(&taken[i], &none, fd + 1))
+			break;
+	}
+	return fd;
+}
+
+void descriptor_close(int fd)
+{
+	for (unsigned i = 0; i < TAKEN_MAX; i++) {
+		int entry = fd + 1;
+
+		if (atomic_compare_exchange_strong(&taken[i], &entry, 0))
+			break;
+	}
+	memory_call(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+bool descriptor_taken(int fd)
+{
+	for (unsigned i = 0; i < TAKEN_MAX; i++)
+		if (atomic_load(&taken[i]) == fd + 1)
+			return fd >= 0;
+	return false;
+}
