@@ -124,7 +124,8 @@ class Watch:
     def _count(self, seconds: float) -> list[Client]:
         everybody = self._device.clients()
         now = {c.pid: c for c in everybody if c.pid in self.pids or self._mine(c.pid)}
-        self.shared = self.shared or len(everybody) > len(now) + 1
+        # A fork under way has a second slot in its parent's name.
+        self.shared = self.shared or len({c.pid for c in everybody}) > len(now) + 1
         for pid, before in self._known.items():
             # Gone, or its slot has been given to another process of that number.
             if pid not in now or now[pid].faults < before.faults:

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from placed import TIMEOUT, WINDOW, run
 
-NAMES = ("calls", "space", "signals", "processes")
+NAMES = ("calls", "space", "signals", "processes", "escapes")
 
 
 @pytest.mark.parametrize("name", NAMES)
