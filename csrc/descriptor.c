@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "memory.h"
 
@@ -28,7 +29,7 @@ int descriptor_take(int fd)
 		return fd;
 	moved = (int)memory_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, least_number, 0, 0, 0);
 	if (moved >= 0) {
-		memory_call(SYS_close, fd, 0, 0, 0, 0, 0);
+		close(fd);
 		fd = moved;
 	}
 	for (unsigned i = 0; i < TAKEN_MAX; i++) {
@@ -47,7 +48,7 @@ void descriptor_close(int fd)
 		if (atomic_compare_exchange_strong(&taken[i], &entry, 0))
 			break;
 	}
-	memory_call(SYS_close, fd, 0, 0, 0, 0, 0);
+	close(fd);
 }
 
 bool descriptor_taken(int fd)

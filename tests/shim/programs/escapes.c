@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 
 #include "program.h"
@@ -201,6 +202,7 @@ static void less_than_they_may(void)
 	/* Again and again: the first may come while the memory is made cold. */
 	struct itimerspec soon = { .it_value.tv_nsec = 30000000, .it_interval.tv_nsec = 30000000 };
 	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM };
+	int attributed = open("/tmp", O_TMPFILE | O_RDWR, 0600);
 	timer_t timer;
 	pid_t child;
 
@@ -234,6 +236,15 @@ static void less_than_they_may(void)
 		CHECK(select(high + 1, NULL, cold(sets), NULL, &(struct timeval){ 0 }) >= 0);
 		close(high);
 	}
+	/* Longer than a page. */
+	if (fsetxattr(attributed, "user.cram", memset(path, 'a', 8192), 3000, 0) == 0) {
+		memset(path, 0, 8192);
+		CHECK(fgetxattr(attributed, "user.cram", cold(path), 8192) == 3000 && path[2999] == 'a' && path[3000] == 0);
+	} else {
+		/* A file system without them. */
+		CHECK(errno == ENOTSUP || errno == ENOSPC || errno == E2BIG || errno == EPERM);
+	}
+	close(attributed);
 	memset(path, 'x', 8191);
 	CHECK(open(cold(path), O_RDONLY) == -1 && errno == ENAMETOOLONG);
 	close(fd);
