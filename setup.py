@@ -49,7 +49,11 @@ setup(
         "plot": ["matplotlib>=3.8"],
         "test": ["matplotlib>=3.8", "pytest>=8", "hypothesis>=6.100", "numpy>=1.26", "lz4>=4.3", "mfusepy>=3.1"],
     },
-    entry_points={"console_scripts": ["cram-emu = cram_emu.cli:main"]},
+    entry_points={
+        "console_scripts": ["cram-emu = cram_emu.cli:main"],
+        # Fixtures for other projects.
+        "pytest11": ["cram_emu = cram_emu.pytest_plugin"],
+    },
     # scripts/setup decides by content when to build, and distutils would decide by file times.
     options={"build_ext": {"force": True}},
     zip_safe=False,

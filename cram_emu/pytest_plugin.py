@@ -1,0 +1,81 @@
+"""Fixtures for projects that test their own code against the device; pytest finds them by itself.
+
+    def test_survives(cram_device, cram_fault):
+        cram_fault("store", probability=100)
+        ...
+
+Each test gets a device of its own. `@pytest.mark.cram_device(advertised="1G", real="64M", ...)` says which one, with
+the arguments of cram_emu.Device.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_MAIN = "import sys; from cram_emu.cli import main; sys.exit(main())"
+#: What `cram-emu mount` exits with where the host does not permit it.
+_NOT_PERMITTED = 3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "cram_device(advertised='64M', real='32M', ...): the device of cram_device and cram_mount; the latter takes"
+        " the two sizes alone",
+    )
+
+
+def _arguments(request: pytest.FixtureRequest) -> dict:
+    marker = request.node.get_closest_marker("cram_device")
+    return {"advertised": "64M", "real": "32M", **(marker.kwargs if marker is not None else {})}
+
+
+@pytest.fixture
+def cram_device(request: pytest.FixtureRequest) -> Iterator:
+    """A cram_emu.Device, closed after the test."""
+    from cram_emu import Device
+
+    with Device(**_arguments(request)) as device:
+        yield device
+
+
+@pytest.fixture
+def cram_fault(cram_device) -> Iterator[Callable]:
+    """cram_fault(name, **attributes): has a fault of cram_device strike, always unless told otherwise; the Fault. All are off
+    again after the test."""
+    used = []
+
+    def strike(name: str, **attributes):
+        fault = cram_device.faults[name]
+        used.append(fault)
+        fault.set(**{"probability": 100.0, **attributes})
+        return fault
+
+    yield strike
+    if not cram_device.closed:
+        for fault in used:
+            fault.off()
+
+
+@pytest.fixture
+def cram_mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Where a machine with one device is mounted, as `cram-emu mount` does; skips where the host does not permit it."""
+    where = tmp_path / "machine"
+    where.mkdir()
+    arguments = _arguments(request)
+    command = [sys.executable, "-c", _MAIN, "mount", "--daemon"]
+    for name in ("advertised", "real"):
+        command += [f"--{name}", str(arguments.pop(name))]
+    if arguments:
+        raise pytest.UsageError(f"cram_mount: a mounted device takes no {', '.join(arguments)}")
+    done = subprocess.run([*command, where], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode == _NOT_PERMITTED:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    yield where
+    subprocess.run(["umount", where], check=True)

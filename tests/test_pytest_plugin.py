@@ -1,0 +1,67 @@
+"""The fixtures of cram_emu.pytest_plugin, in other projects' tests: the example, and ones that must fail."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).parent.parent
+
+
+def run(directory: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory, *words, directory],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_example():
+    """The example passes, or says why not."""
+    done = run(TOP / "examples" / "cache", "-rs")
+    assert done.returncode == 0, done.stdout
+    assert "6 passed" in done.stdout or ("5 passed, 1 skipped" in done.stdout and "SKIPPED" in done.stdout)
+
+
+def test_example_can_fail(tmp_path):
+    """Its twin: a cache that believes what it has written fails the tests of what is lost, and no others."""
+    for name in ("cache.py", "test_cache.py"):
+        text = (TOP / "examples" / "cache" / name).read_text()
+        (tmp_path / name).write_text(text.replace("self._known.discard(key)", "return value_lost"))
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.count("FAILED test_cache.py::test_lost_values_are_computed_again") == 3
+    assert "3 failed" in done.stdout
+
+
+def test_off_again(tmp_path):
+    """A fault ends with its test; a device with the test that it was made for."""
+    (tmp_path / "test_it.py").write_text(
+        """
+import pytest
+seen = []
+
+def test_one(cram_device, cram_fault):
+    fault = cram_fault("store", probability=50, times=3)
+    assert fault.attributes.probability == 50
+    seen.append(cram_device)
+
+@pytest.mark.cram_device(advertised="2M", real="1M", codec="zstd")
+def test_two(cram_device):
+    assert seen[0].closed
+    assert cram_device.params.codec == "zstd" and cram_device.params.advertised == 2 << 20
+    assert cram_device.faults["store"].attributes.probability == 0
+
+def test_unknown(cram_fault):
+    with pytest.raises(KeyError):
+        cram_fault("nothing")
+
+@pytest.mark.cram_device(codec="zstd")
+def test_mount_refuses(cram_mount):
+    pass
+"""
+    )
+    done = run(tmp_path)
+    assert "3 passed, 1 error" in done.stdout, done.stdout
+    assert "cram_mount: a mounted device takes no codec" in done.stdout
