@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, lib
@@ -145,10 +144,9 @@ def parse_attribute(name: str, text: str) -> float | int:
     if name not in ATTRIBUTES:
         raise InvalidArgument(f"no attribute {name!r}; there are {', '.join(ATTRIBUTES)}")
     try:
-        number = Decimal(text) if name == "probability" else int(text, 0)
-    except (ValueError, InvalidOperation):
+        return float(text) if name == "probability" else int(text, 0)
+    except ValueError:
         raise InvalidArgument(f"{name} {text!r}: not a number") from None
-    return float(number) if name == "probability" else number
 
 
 def parse(text: str) -> tuple[str, dict[str, float | int]]:

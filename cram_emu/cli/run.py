@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import resource
 import shlex
@@ -312,6 +311,8 @@ def _end_by(number: int) -> None:
 
 def _write(report: Report, args: argparse.Namespace, device: Device) -> None:
     if args.report is not None:
+        import json  # a millisecond that a start does not pay
+
         try:
             with open(args.report, "w", encoding="utf-8") as file:
                 json.dump(report.as_json(), file)

@@ -171,7 +171,7 @@ def program_hot_ratios(result: Result) -> list[float]:
 
 
 def start_cost(result: Result) -> Spread:
-    """Milliseconds that `cram-emu run -- true` takes longer than the bare interpreter."""
+    """Milliseconds by which a program under `cram-emu run` speaks later than the bare interpreter."""
     costs = [1000 * (ours - bare) for ours, bare in result.start]
     return Spread(statistics.median(costs), min(costs), max(costs))
 
@@ -311,17 +311,23 @@ def _run_start(result: Result) -> None:
     if result.program_left_out:
         return
     main = "import sys; from cram_emu.cli import main; sys.exit(main())"
-    command = [sys.executable, "-P", "-c", main, "run", "--", "true"]
+    command = [sys.executable, "-P", "-c", main, "run", "--", "echo", "ready"]
     for _ in range(START_PAIRS):
-        result.start.append((_seconds_of(command), _seconds_of([sys.executable, "-c", ""])))
+        result.start.append((_seconds_of(command), _seconds_of([sys.executable, "-c", "print('ready')"])))
 
 
 def _seconds_of(command: list[str]) -> float:
+    """Until it speaks."""
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise SideFailed(f"{' '.join(command)} {_ended(done.returncode)}: {done.stderr.strip()}")
-    return time.monotonic() - start
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        said = process.stdout.readline()
+        seconds = time.monotonic() - start
+        _, errors = process.communicate()
+    if said != "ready\n":
+        raise SideFailed(f"{' '.join(command)} {_ended(process.returncode)}: {errors.strip()}")
+    return seconds
 
 
 def _run_limits(plan: Plan, result: Result) -> None:
