@@ -228,14 +228,19 @@ def _watch(program: str, environment, device: Device, args, settings: launch.Set
         signal.signal(number, signal.SIG_IGN)
     start = time.monotonic()
     command = [args.program, *args.arguments]
+    # The race: one that comes between the program's start and our handlers would end us, and not reach it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         # After the fork the program's signals are as a program expects them.
-        child = subprocess.Popen(command, executable=program, env=environment, preexec_fn=_restore_signals)
+        child = subprocess.Popen(
+            command, executable=program, env=environment, preexec_fn=lambda: _restore_signals(before)
+        )
     except OSError as error:
         raise launch.CannotStart(f"{args.program}: {error.strerror}", 126) from None
     for number in _PASSED_ON:
         # Not by send_signal(), which reaps it where it has ended.
         signal.signal(number, lambda number, _: os.kill(child.pid, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ours = args.device is None and args.mount is None
     # Nobody else knows a device that we have made.
     watch = Watch(device, _anybody if ours else is_child_of(child.pid))
@@ -291,9 +296,10 @@ def _wait_for_others(device: Device, program: int) -> None:
             time.sleep(0.05)
 
 
-def _restore_signals() -> None:
+def _restore_signals(mask: set[signal.Signals]) -> None:
     for number in (*_LEFT_TO_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _end_by(number: int) -> None:

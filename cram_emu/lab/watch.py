@@ -49,7 +49,7 @@ class PoisonMet:
     """A process that touched poison."""
 
     pid: int
-    name: str
+    name: str  #: as it was last seen; a short life may have been that of its parent's name
     times: int
     seconds: float  #: since the watch began, when it was first noticed
 
@@ -131,7 +131,8 @@ class Watch:
             if pid not in now or now[pid].faults < before.faults:
                 self._done = {name: n + getattr(before, name) for name, n in self._done.items()}
         for pid, client in now.items():
-            self._names.setdefault(pid, _name_of(pid))
+            # It may have become another program since.
+            self._names[pid] = _name_of(pid) or self._names.get(pid, "?")
             if client.poison_faults:
                 first = self.met[pid].seconds if pid in self.met else seconds
                 self.met[pid] = PoisonMet(pid, self._names[pid], client.poison_faults, first)
@@ -148,7 +149,7 @@ def _name_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "?"
+        return ""
 
 
 def _elsewhere(client: Client) -> int:
