@@ -51,10 +51,20 @@ void descriptor_close(int fd)
 	close(fd);
 }
 
+int descriptor_highest(unsigned first, unsigned last)
+{
+	int highest = -1;
+
+	for (unsigned i = 0; i < TAKEN_MAX; i++) {
+		int fd = atomic_load(&taken[i]) - 1;
+
+		if (fd > highest && (unsigned)fd >= first && (unsigned)fd <= last)
+			highest = fd;
+	}
+	return highest;
+}
+
 bool descriptor_taken(int fd)
 {
-	for (unsigned i = 0; i < TAKEN_MAX; i++)
-		if (atomic_load(&taken[i]) == fd + 1)
-			return fd >= 0;
-	return false;
+	return fd >= 0 && descriptor_highest((unsigned)fd, (unsigned)fd) == fd;
 }

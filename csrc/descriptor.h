@@ -17,5 +17,7 @@ int descriptor_take(int fd);
 void descriptor_close(int fd);
 /* Is it one that was taken? Async-signal-safe. */
 bool descriptor_taken(int fd);
+/* The highest of those that were taken from first to last, or -1. */
+int descriptor_highest(unsigned first, unsigned last);
 
 #endif

@@ -110,16 +110,25 @@ static void copy_table(struct device *device, unsigned to)
 	}
 }
 
+/* Sees to it that a slot is free. Children that have ended keep theirs until somebody wants one. Under the lock. */
+static int free_slot(struct device *device)
+{
+	int code = 0;
+
+	if (atomic_load(&device->clients->attached) == UINT64_MAX && clients_dead(device->clients) != 0)
+		code = recovery_run(device, NULL);
+	if (code == 0 && atomic_load(&device->clients->attached) == UINT64_MAX)
+		code = CRAM_EBUSY;
+	return code;
+}
+
 int device_can_fork(struct device *device)
 {
 	int code = recovery_lock(device);
 
 	if (code != 0)
 		return code;
-	if (atomic_load(&device->clients->attached) == UINT64_MAX && clients_dead(device->clients) != 0)
-		code = recovery_run(device, NULL);
-	if (code == 0 && atomic_load(&device->clients->attached) == UINT64_MAX)
-		code = CRAM_EBUSY;
+	code = free_slot(device);
 	if (code == 0 && !clients_can_join())
 		code = CRAM_EIO;
 	recovery_unlock(device);
@@ -132,10 +141,7 @@ int device_fork(struct device *device, struct device_fork *fork)
 
 	if (code != 0)
 		return code;
-	client = clients_join(device->clients);
-	/* Children that have ended keep their slots until somebody wants one. */
-	if (client == -1 && clients_dead(device->clients) != 0 && recovery_run(device, NULL) == 0)
-		client = clients_join(device->clients);
+	client = free_slot(device) == 0 ? clients_join(device->clients) : -1;
 	if (client >= 0) {
 		struct client *child = &device->clients->table[client];
 

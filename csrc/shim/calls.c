@@ -154,7 +154,7 @@ static long fill_part(const struct part *part, void *copy, const void *original,
 static long empty_part(const struct part *part, void *original, const void *copy, size_t size, long result)
 {
 	/* A call that was interrupted has written how long there was to sleep. */
-	if (!(part->how & PART_OUT) || (result < 0 && result != -EINTR))
+	if (!(part->how & PART_OUT) || (result < 0 && (result != -EINTR || (part->how & PART_RESULT))))
 		return 0;
 	if (part->how & PART_RESULT) {
 		size_t got = (size_t)result * part->item;
@@ -194,11 +194,11 @@ static long answer_copy(const struct call *call, long number, const long args[6]
 	}
 	if (result == 0)
 		result = gate_call(number, passed[0], passed[1], passed[2], passed[3], passed[4], passed[5]);
-	for (unsigned i = 0; i < call->count && (result >= 0 || result == -EINTR); i++) {
+	for (unsigned i = 0; i < call->count; i++) {
 		unsigned a = call->parts[i].argument;
 		long code = 0;
 
-		if (passed[a] != args[a] && !(result < 0 && (call->parts[i].how & PART_RESULT)))
+		if (passed[a] != args[a])
 			code = empty_part(&call->parts[i], (void *)args[a], memory + offset[i], size[i], result);
 		result = code < 0 ? code : result;
 	}
@@ -240,9 +240,12 @@ static bool regular_file(int fd)
 /* What is appended by one call stands together. */
 static bool appends(long number, int fd)
 {
-	long flags = gate_call(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
+	long flags;
 
-	return (number == SYS_write || number == SYS_pwrite64) && flags >= 0 && (flags & O_APPEND);
+	if (number != SYS_write && number != SYS_pwrite64)
+		return false;
+	flags = gate_call(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
+	return flags >= 0 && (flags & O_APPEND);
 }
 
 static bool moves_data(long number)

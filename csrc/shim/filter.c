@@ -20,17 +20,10 @@
 
 /* ---- the gate -------------------------------------------------------------------------------------------- */
 
-/* syscall(3) without errno, to be copied to the gate. */
+/* To be copied to the gate. */
 __asm__(".pushsection .rodata\n"
 	"gate_code:\n"
-	"	mov %rdi, %rax\n"
-	"	mov %rsi, %rdi\n"
-	"	mov %rdx, %rsi\n"
-	"	mov %rcx, %rdx\n"
-	"	mov %r8, %r10\n"
-	"	mov %r9, %r8\n"
-	"	mov 8(%rsp), %r9\n"
-	"	syscall\n"
+	SYSCALL_CODE
 	"gate_code_after:\n"
 	"	ret\n"
 	"gate_code_end:\n"

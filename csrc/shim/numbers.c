@@ -35,31 +35,21 @@ EXPORT int dup3(int from, int to, int flags)
 	return descriptor_taken(to) ? refuse(EBUSY) : NEXT(dup3)(from, to, flags);
 }
 
-/* The highest descriptor of ours that a range has, or -1. */
-static long taken_in(unsigned first, unsigned last)
-{
-	/* Ours are few, and below this. */
-	for (long fd = last < 4096 ? (long)last : 4096; fd >= (long)first; fd--)
-		if (descriptor_taken((int)fd))
-			return fd;
-	return -1;
-}
-
 EXPORT int close_range(unsigned first, unsigned last, int flags)
 {
-	long ours;
+	int ours;
 
 	/* Ours are closed at exec already. */
 	if (first > last || (flags & CLOSE_RANGE_CLOEXEC))
 		return (int)shim_result(gate_call(SYS_close_range, first, last, flags, 0, 0, 0));
-	while ((ours = taken_in(first, last)) >= 0) {
+	while ((ours = descriptor_highest(first, last)) >= 0) {
 		if ((unsigned)ours < last) {
 			long result = gate_call(SYS_close_range, ours + 1, last, flags, 0, 0, 0);
 
 			if (result < 0)
 				return (int)shim_result(result);
 		}
-		if (ours == (long)first)
+		if ((unsigned)ours == first)
 			return 0;
 		last = (unsigned)ours - 1;
 	}

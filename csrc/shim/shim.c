@@ -130,6 +130,7 @@ void shim_fork_parent(void)
 void shim_fork_child(void)
 {
 	ranges_reset_lock();
+	threads_forked();
 	host_restore_signals(&before_fork);
 }
 

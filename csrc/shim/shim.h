@@ -153,5 +153,18 @@ bool scratch_take(size_t size, struct scratch *scratch);
 void scratch_return(struct scratch *scratch);
 /* Gives this thread its signal stack. */
 void thread_prepare(void);
+/* In a child of any kind of fork: this thread is the program's only one. */
+void threads_forked(void);
+
+/* syscall(3), without what becomes of errno: the C library's registers to the kernel's, and the call. */
+#define SYSCALL_CODE           \
+	"	mov %rdi, %rax\n" \
+	"	mov %rsi, %rdi\n" \
+	"	mov %rdx, %rsi\n" \
+	"	mov %rcx, %rdx\n" \
+	"	mov %r8, %r10\n"  \
+	"	mov %r9, %r8\n"   \
+	"	mov 8(%rsp), %r9\n" \
+	"	syscall\n"
 
 #endif

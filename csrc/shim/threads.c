@@ -40,15 +40,14 @@ static void end_thread(void *memory)
 		exit(0);
 }
 
-static void alone(void)
-{
-	atomic_store(&program_threads, 1);
-}
-
 static void make_key(void)
 {
 	pthread_key_create(&thread_key, end_thread);
-	pthread_atfork(NULL, NULL, alone);
+}
+
+void threads_forked(void)
+{
+	atomic_store(&program_threads, 1);
 }
 
 void thread_prepare(void)
