@@ -61,17 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _tell("interrupted", INTERRUPTED)
+        return tell("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The interpreter flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except CramError as error:
         refused = isinstance(error, (PermissionError, NotSupported))
-        return _tell(str(error), NOT_PERMITTED if refused else FAILED)
+        return tell(str(error), NOT_PERMITTED if refused else FAILED)
 
 
-def _tell(message: str, code: int) -> int:
+def tell(message: str, code: int) -> int:
+    """Says on standard error why it ends so; returns the exit code."""
     print(f"cram-emu: {message}", file=sys.stderr)
     return code
 

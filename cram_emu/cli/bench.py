@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from cram_emu.cli import OK, USAGE
@@ -112,35 +112,31 @@ def _tell(console: Console, result: Result) -> None:
     for line in _conditions(result):
         console.say(line)
     for threads in THREADS:
-        console.say()
-        console.say("One thread" if threads == 1 else f"{threads} threads", "bold")
-        console.table(*_sides(result, threads))
-    console.say()
-    console.say("A program under cram-emu run, one thread", "bold")
-    if result.program_left_out:
-        console.say(f"left out: {result.program_left_out}")
-    else:
-        console.table(*_programs(result))
-    console.say()
-    console.say("The limit: one thread, no device", "bold")
-    console.table(*_limits(result))
-    console.say()
-    console.say(f"A hot set of {format_size(result.plan.hot)}, over ordinary memory", "bold")
-    console.table(*_hot(result))
-    console.say()
-    console.say("A reader of the device's files, in a loop", "bold")
-    if result.reader_left_out:
-        console.say(f"left out: {result.reader_left_out}")
-    else:
-        console.table(*_reader(result))
-    console.say()
-    console.say("What a device takes", "bold")
-    console.table(*_memory(result))
-    console.say()
-    console.say("To be reached", "bold")
-    console.table(*_targets(result), _STYLES)
+        title = "One thread" if threads == 1 else f"{threads} threads"
+        _section(console, title, lambda: _sides(result, threads))
+    title = "A program under cram-emu run, one thread"
+    _section(console, title, lambda: _programs(result), result.program_left_out)
+    _section(console, "The limit: one thread, no device", lambda: _limits(result))
+    title = f"A hot set of {format_size(result.plan.hot)}, over ordinary memory"
+    _section(console, title, lambda: _hot(result))
+    title = "A reader of the device's files, in a loop"
+    _section(console, title, lambda: _reader(result), result.reader_left_out)
+    _section(console, "What a device takes", lambda: _memory(result))
+    _section(console, "To be reached", lambda: (*_targets(result), _STYLES))
     console.say()
     console.say(f"{result.seconds:.0f} s; every content was verified.")
+
+
+def _section(
+    console: Console, title: str, table: Callable[[], tuple], left_out: str | None = None
+) -> None:
+    """A title, and below it what table() gives to Console.table(), or why it is not there."""
+    console.say()
+    console.say(title, "bold")
+    if left_out:
+        console.say(f"left out: {left_out}")
+    else:
+        console.table(*table())
 
 
 def _conditions(result: Result) -> Iterator[str]:
@@ -182,7 +178,7 @@ def _programs(result: Result) -> tuple[list[str], list[list[str]]]:
         if ours and figure not in _OF_SIDES:
             rows.append([name, _spread(ours, scale), *([_ratio(ours, theirs)] if theirs else [])])
     ratios = program_hot_ratios(result)
-    rows.append(["hot set, over ordinary memory", _spread(_of(ratios))])
+    rows.append(["hot set, over ordinary memory", _spread(Spread.of(ratios))])
     rows.append(["start-up of run, over the interpreter's, ms", _spread(start_cost(result))])
     width = max(map(len, rows))
     return ["", "program", "program / zram"][:width], [row + [""] * (width - len(row)) for row in rows]
@@ -209,7 +205,7 @@ def _hot(result: Result) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 f"write-back {'on' if writeback else 'off'}",
-                _spread(_of(ratios)),
+                _spread(Spread.of(ratios)),
                 *(f"{1000 * value:.0f}" for value in seconds),
             ]
         )
@@ -277,10 +273,6 @@ def _verdict(target: Target) -> str:
 
 def _ratio(ours: Spread, theirs: Spread) -> str:
     return f"{ours.median / theirs.median:.3g}" if theirs.median else "-"
-
-
-def _of(values: list[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
 
 
 def _spread(spread: Spread, scale: float = 1) -> str:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from cram_emu import Device, faults, format_size
-from cram_emu.cli import USAGE
+from cram_emu.cli import USAGE, tell
 from cram_emu.cli.console import add_capacities, plain_table, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
@@ -127,26 +127,21 @@ def run(args: argparse.Namespace) -> int:
         _check(args, settings)
         program = launch.find(args.program)
     except launch.CannotStart as error:
-        return _tell(str(error), error.code)
+        return tell(str(error), error.code)
     except InvalidArgument as error:
-        return _tell(str(error), USAGE)
+        return tell(str(error), USAGE)
     with _device(args) as (device, path), _faults(device, args) as injected:
         environment = launch.environment(path, settings)
         try:
             report = _watch(program, environment, device, args, settings)
         except launch.CannotStart as error:
-            return _tell(str(error), error.code)
+            return tell(str(error), error.code)
         report = dataclasses.replace(report, injected=injected(), again=_again(args))
         print(*_table(report), sep="\n", file=sys.stderr)
         _write(report, args, device)
     if report.signal is not None:
         _end_by(report.signal)
     return report.exit_code
-
-
-def _tell(message: str, code: int) -> int:
-    print(f"cram-emu: {message}", file=sys.stderr)
-    return code
 
 
 # ---- before -----------------------------------------------------------------------------------

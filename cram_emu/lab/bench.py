@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from cram_emu import Device
 from cram_emu.errors import CramError, NotPermitted, NotSupported
@@ -98,6 +99,10 @@ class Spread:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: list[float]) -> Self:
+        return cls(statistics.median(values), min(values), max(values))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -142,7 +147,7 @@ class Result:
 
 def spread_of(runs: list[Figures], name: str) -> Spread | None:
     values = [figures[name] for figures in runs]
-    return Spread(statistics.median(values), min(values), max(values)) if values else None
+    return Spread.of(values) if values else None
 
 
 def hot_ratios(figures: Figures) -> list[float]:
@@ -159,10 +164,7 @@ def reader_spreads(figures: Figures) -> dict[str, Spread]:
         for name in ("quiet", "beside", "files")
     }
     runs["left"] = [beside / quiet for beside, quiet in zip(runs["beside"], runs["quiet"])]
-    return {
-        name: Spread(statistics.median(values), min(values), max(values))
-        for name, values in runs.items()
-    }
+    return {name: Spread.of(values) for name, values in runs.items()}
 
 
 def program_hot_ratios(result: Result) -> list[float]:
@@ -172,8 +174,7 @@ def program_hot_ratios(result: Result) -> list[float]:
 
 def start_cost(result: Result) -> Spread:
     """Milliseconds by which a program under `cram-emu run` speaks later than the bare interpreter."""
-    costs = [1000 * (ours - bare) for ours, bare in result.start]
-    return Spread(statistics.median(costs), min(costs), max(costs))
+    return Spread.of([1000 * (ours - bare) for ours, bare in result.start])
 
 
 def metadata_allowed(figures: Figures) -> float:
