@@ -75,7 +75,7 @@ void zpool_write(struct zpool *pool, zpool_handle handle, const void *from, uint
 const void *zpool_read(const struct zpool *pool, zpool_handle handle, uint32_t size, void *buffer);
 void zpool_free(struct zpool *pool, zpool_handle handle);
 
-/* Called by compaction, which holds locks of the pool: they may not call it, nor wait. */
+/* Called by compaction, which holds a class's lock: they may not wait, nor call anything here but zpool_read(). */
 struct zpool_mover {
 	/* May the object move? The owner is locked then, until end(). False, and the object stays: the owner is locked by
 	 * somebody else, or has another handle than this one. */

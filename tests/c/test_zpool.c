@@ -124,7 +124,7 @@ static void documented_classes_are_there(void)
 	}
 }
 
-/* An object of each size is one of the smallest class that holds it and its header, and alone takes that class's pages. */
+/* An object of each size is one of the smallest class that holds it and its header, and alone takes a zspage of it. */
 static void each_size_has_its_class(void)
 {
 	static const unsigned chains[] = { 4, 8, 16 };
@@ -210,6 +210,23 @@ static void release_owner(struct owner *owner)
 	atomic_store(&owner->locked, false);
 }
 
+/* Leaves an arena whose free pages come in no order: neighbours in a zspage are rarely neighbours there. */
+static void scatter(struct zpool *pool)
+{
+	zpool_handle *handles = calloc(pool->last, sizeof(*handles));
+	uint64_t state = 3;
+
+	for (unsigned i = 0; i < pool->last; i++)
+		CHECK((handles[i] = zpool_alloc(pool, PAGE_SIZE, 0)) != 0);
+	for (unsigned left = pool->last; left > 0; left--) {
+		unsigned i = (unsigned)random_below(&state, left);
+
+		zpool_free(pool, handles[i]);
+		handles[i] = handles[left - 1];
+	}
+	free(handles);
+}
+
 /* The owner is the caller's, as below. */
 static bool store(struct owners *owners, unsigned i, uint32_t size, uint64_t seed)
 {
@@ -262,6 +279,8 @@ static void end_move(void *arg, uint64_t number, zpool_handle to)
 	struct owners *owners = arg;
 
 	owners->owner[number].handle = to;
+	/* All of it is there by now. */
+	check_stored(owners, (unsigned)number);
 	owners->moved++;
 	release_owner(&owners->owner[number]);
 }
@@ -333,6 +352,7 @@ static void contents_survive(void)
 		struct owners owners;
 
 		open_owners(&owners, 8192, chains[c], 3000);
+		scatter(&owners.pool);
 		for (unsigned round = 0; round < ROUNDS(60000); round++) {
 			unsigned i = (unsigned)random_below(&state, owners.count);
 
@@ -383,22 +403,18 @@ static void fullest_is_filled_first(void)
 	close_owners(&owners);
 }
 
-/* Objects that cross from page to page are read in place between neighbours, else put together, and are whole both ways. */
+/* Objects that cross from page to page are read in place between neighbours, else put together; whole both ways. */
 static void straddling_objects_are_whole(void)
 {
 	struct owners owners;
 	unsigned in_place = 0, copied = 0;
 
-	/* One-page zspages, freed in a strange order, leave free pages that are no neighbours. */
 	open_owners(&owners, 128, CHAIN, 128);
+	scatter(&owners.pool);
 	for (unsigned i = 0; i < 128; i++)
-		CHECK(store(&owners, i, PAGE_SIZE, i));
-	for (unsigned i = 0; i < 128; i++)
-		if (i % 4 != 0)
-			drop(&owners, i * 37 % 128);
-	for (unsigned i = 0; i < 128; i++)
-		if (owners.owner[i].handle == 0 && store(&owners, i, 3000 + i, i))
+		if (store(&owners, i, 3000 + i, i))
 			*(check_stored(&owners, i) ? &in_place : &copied) += 1;
+	CHECK(in_place > 0);
 	CHECK(copied > 0);
 	check_all(&owners);
 	drop_all(&owners);
@@ -528,7 +544,8 @@ static void make_sparse(struct owners *owners, unsigned refused, uint64_t n)
 	static const uint32_t sizes[] = { 24, 100, 1040, 2000, 3000, 3600, PAGE_SIZE };
 	uint64_t state = 5;
 
-	open_owners(owners, 8000, CHAIN, 7000);
+	open_owners(owners, 4000, CHAIN, 7000);
+	scatter(&owners->pool);
 	owners->refused = refused;
 	for (unsigned i = 0; i < owners->count; i++)
 		CHECK(store(owners, i, sizes[i % COUNT(sizes)], i));
@@ -618,6 +635,26 @@ static void compaction_goes_around_the_locked(void)
 	close_owners(&owners);
 }
 
+/* A zspage that stays, whichever it is, holds up none of the others, and takes in their objects. */
+static void stuck_zspage_holds_up_no_other(void)
+{
+	for (unsigned stuck = 0; stuck < 40; stuck++) {
+		struct owners owners;
+
+		/* Of 40 zspages of 31 objects three objects each are left: four would do. */
+		open_owners(&owners, 320, CHAIN, 40 * 31);
+		for (unsigned i = 0; i < owners.count; i++)
+			CHECK(store(&owners, i, 1040, i));
+		for (unsigned i = 0; i < owners.count; i++)
+			if (i % 31 >= 3)
+				drop(&owners, i);
+		CHECK(try_owner(&owners.owner[stuck * 31 + 1]));
+		CHECK_EQ(compact(&owners), 36 * 8);
+		check_all(&owners);
+		close_owners(&owners);
+	}
+}
+
 #define WORKERS 3u
 
 /* Stores, reads and frees objects of any owners, now more of the one, now of the other; compacts, as the last. */
@@ -631,7 +668,7 @@ static void live_in_pool(void *arg, unsigned index)
 			compact(owners);
 		return;
 	}
-	for (unsigned round = 0; round < ROUNDS(60000) || atomic_load(&owners->moved) == 0; round++) {
+	for (unsigned round = 0; round < ROUNDS(60000) || atomic_load(&owners->moved) < ROUNDS(10000); round++) {
 		unsigned i = (unsigned)random_below(&state, owners->count);
 		bool filling = round / 1024 % 2 == 0;
 		struct owner *owner = &owners->owner[i];
@@ -654,10 +691,10 @@ static void compaction_beside_threads(void)
 {
 	struct owners owners;
 
-	open_owners(&owners, 20000, CHAIN, 4000);
+	open_owners(&owners, 4000, CHAIN, 4000);
+	scatter(&owners.pool);
 	atomic_store(&owners.at_work, WORKERS);
 	run_threads(WORKERS + 1, live_in_pool, &owners);
-	CHECK(owners.moved > 0);
 	check_all(&owners);
 	compact(&owners);
 	CHECK_EQ(freeable(&owners), 0);
@@ -684,7 +721,7 @@ static void live_on(void *arg)
 	drop_all(owners);
 }
 
-/* A child has its parent's objects, whoever held a lock when it was made, and what it does with them is its own affair. */
+/* A child has its parent's objects, whoever held a lock when it was made; what it does with them stays with it. */
 static void child_keeps_contents(void)
 {
 	struct owners owners;
@@ -718,6 +755,7 @@ static const struct test tests[] = {
 	TEST(compaction_frees_pages),
 	TEST(refused_objects_stay),
 	TEST(compaction_goes_around_the_locked),
+	TEST(stuck_zspage_holds_up_no_other),
 	TEST(compaction_beside_threads),
 	TEST(child_keeps_contents),
 };
