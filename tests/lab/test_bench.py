@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cram_emu.errors import NotPermitted, NotSupported
-from cram_emu.lab import bench, zram
+from cram_emu.lab import bench, swaparea, zram
 from cram_emu.lab.bench import MIB, NotEnoughMemory, Plan, Result, SideFailed, targets
 from cram_emu.lab.sides import JOBS
 
@@ -356,7 +356,7 @@ class TestSides:
         figures = bench._run_zram(plan, small)
         assert plan.window / 2 < figures["memory_group"] <= plan.window
         assert 100 * MIB < figures["memory_store"] < 160 * MIB
-        assert zram.swaps() == []
+        assert swaparea.swaps() == []
 
     def test_limits(self):
         figures = self.check("limits", size=64 * MIB, store=32 * MIB)
