@@ -49,7 +49,11 @@ def change(path: Path, value: object, undo: ExitStack) -> None:
 
 
 def write(path: Path, value: object) -> None:
-    path.write_text(f"{value}\n")
+    try:
+        path.write_text(f"{value}\n")
+    except OSError as error:
+        error.filename = str(path)  # a value that is refused comes without it
+        raise
 
 
 def run(tool: str, *arguments: object) -> None:
