@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hosts import host
 
 from cram_emu.lab import cgroup, swaparea, zram
 from cram_emu.lab.cgroup import Hierarchy
@@ -38,21 +39,6 @@ def skip_unless_zram() -> None:
         zram.require()
     except Unavailable as reason:
         pytest.skip(f"no zram swap here: {reason}")
-
-
-def host() -> tuple:
-    """All that a bench could leave behind."""
-    hierarchy = cgroup.memory_hierarchy()
-    devices = Path("/sys/block").glob("zram*")
-    return (
-        Path("/proc/swaps").read_text(),
-        {device.name: (device / "comp_algorithm").read_text() for device in devices},
-        sorted(path.name for path in hierarchy.mount.glob("cram-emu-*")),
-        Path("/proc/sys/vm/swappiness").read_text(),
-        Path("/proc/sys/vm/page-cluster").read_text(),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-    )
 
 
 @pytest.mark.usefixtures("skip_unless_zram")
