@@ -425,5 +425,6 @@ class TestSides:
     def test_all(self):
         """No job is without a test: here, and of the two that compare zswaps in test_zswap_comparison.py."""
         assert set(JOBS) == {
-            "device", "zram", "zswap", "program", "kernel_zswap", "emulated_zswap", "limits", "hot", "hot_program", "reader", "idle", "metadata", "full",
+            "device", "zram", "zswap", "program", "kernel_zswap", "emulated_zswap", "limits", "hot", "hot_program",
+            "reader", "idle", "metadata", "full",
         }  # fmt: skip
