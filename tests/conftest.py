@@ -14,7 +14,7 @@ import pytest
 from cram_emu import uffd_info
 
 # Before the first import of them: so that a failed assertion in them says what it compared.
-pytest.register_assert_rewrite("samples", "device_object", "support")
+pytest.register_assert_rewrite("samples", "device_object", "support", "hosts")
 
 from samples import holdings  # noqa: E402
 from support import CHILD_TIMEOUT  # noqa: E402

@@ -18,7 +18,9 @@ from pathlib import Path
 from cram_emu.cli import NOT_PERMITTED, OK
 from cram_emu.cli.console import Console, add_json
 from cram_emu.device import UffdInfo, uffd_info
-from cram_emu.lab.zram import ALGORITHM, memory_hierarchy, swaps
+from cram_emu.lab.cgroup import memory_hierarchy
+from cram_emu.lab.swaparea import swaps
+from cram_emu.lab.zram import ALGORITHM
 from cram_emu.sizes import format_size
 
 # linux/capability.h: bit numbers. The first opens an unrestricted userfaultfd, the second swap.

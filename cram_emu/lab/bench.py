@@ -20,7 +20,7 @@ from typing import Self
 
 from cram_emu import Device
 from cram_emu.errors import CramError, NotPermitted, NotSupported
-from cram_emu.lab import launch, zram
+from cram_emu.lab import cgroup, launch, swaparea, zram
 from cram_emu.lab.footprint import available
 from cram_emu.lab.signals import signals_held, unwound_by_signals
 from cram_emu.sizes import format_size
@@ -256,11 +256,11 @@ def _run_side(plan: Plan, result: Result, side: str, threads: int) -> None:
 
 
 def _run_zram(plan: Plan, arguments: Figures) -> Figures:
-    hierarchy = zram.memory_hierarchy()
+    hierarchy = cgroup.memory_hierarchy()
     # Slots for all pages, and for those whose slot is kept while they are resident.
     with (
         zram.swap(plan.size + plan.window) as swap,
-        zram.memory_group(plan.window, hierarchy) as group,
+        cgroup.memory_group(plan.window, hierarchy) as group,
     ):
         return run_child(
             "zram",
@@ -415,7 +415,7 @@ def _host() -> dict[str, str | float]:
         "cpus": len(os.sched_getaffinity(0)),
         "swappiness": int((vm / "swappiness").read_text()),
         "page_cluster": int((vm / "page-cluster").read_text()),
-        "swap": " ".join(zram.swaps()),
+        "swap": " ".join(swaparea.swaps()),
         "load": os.getloadavg()[0],
     }
 

@@ -38,6 +38,16 @@ def available() -> int:
     return _field("/proc/meminfo", "MemAvailable:")
 
 
+def total() -> int:
+    """Memory of the host that the kernel manages."""
+    return _field("/proc/meminfo", "MemTotal:")
+
+
+def vmalloc() -> int:
+    """Kernel memory of the host in page-wise mappings, its tables for swap among it."""
+    return _field("/proc/meminfo", "VmallocUsed:")
+
+
 def _field(table: str, name: str) -> int:
     for line in Path(table).read_text().splitlines():
         if line.startswith(name):

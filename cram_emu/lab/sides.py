@@ -13,14 +13,19 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from cram_emu import Device
 from cram_emu.lab import loops, tree
 from cram_emu.lab.footprint import footprint, object_size
+from cram_emu.lab.kernel_zswap import Statistics
 from cram_emu.lab.loops import PAGE, Latencies, Pages
+from cram_emu.lab.workload import Mix, Workload
 
 MIB = 1 << 20
+
+_MADV_PAGEOUT = 21  # uapi/asm-generic/mman-common.h; Python's mmap has no name for it
 
 Figures = dict[str, float]
 
@@ -59,9 +64,43 @@ def zram(
     mm_stat: str,
     tables: int,
 ) -> Figures:
-    """The same loops on ordinary memory under a memory cgroup, with swap on zram.
+    """The same loops on ordinary memory under a memory cgroup, with swap on zram."""
 
-    What was touched before the process enters the group stays charged to where it was: the limit
+    def store() -> int:
+        return int(Path(mm_stat).read_text().split()[2])
+
+    return _swapped(size, peak, accesses, threads, procs, usage, store, tables)
+
+
+def zswap(
+    size: int,
+    peak: int,
+    accesses: int,
+    threads: int,
+    procs: str,
+    usage: str,
+    debugfs: str,
+    tables: int,
+) -> Figures:
+    """The same with zswap before a swap file. In version 2 the group pays for its part of the pool."""
+
+    def store() -> int:
+        return Statistics.read(Path(debugfs)).pool_total_size
+
+    return _swapped(size, peak, accesses, threads, procs, usage, store, tables)
+
+
+def _swapped(
+    size: int,
+    peak: int,
+    accesses: int,
+    threads: int,
+    procs: str,
+    usage: str,
+    store: Callable[[], int],
+    tables: int,
+) -> Figures:
+    """What was touched before the process enters the group stays charged to where it was: the limit
     is for the pages alone, and the latencies are never swapped out.
     """
     latencies = Latencies(accesses)
@@ -72,7 +111,7 @@ def zram(
         def account() -> Figures:
             return {
                 "memory_group": int(Path(usage).read_text()),
-                "memory_store": int(Path(mm_stat).read_text().split()[2]),
+                "memory_store": store(),
                 "memory_tables": tables,
             }
 
@@ -120,6 +159,62 @@ def _shootdowns() -> int:
         if name == "TLB:":
             return sum(int(column) for column in columns if column.isdigit())
     return 0
+
+
+# ---- the kernel's zswap and ours -------------------------------------------------------------
+
+
+def kernel_zswap(pages: int, mix: Mix, seed: int, procs: str, debugfs: str) -> Figures:
+    """A workload in a memory cgroup with zswap on: the statistics after it (trace_...), and when every
+    page of it has been pushed out (all_...)."""
+    workload = Workload(pages, mix=mix, seed=seed)
+    before = Statistics.read(Path(debugfs))
+    with loops.ordinary_memory(pages * PAGE) as memory:
+        Path(procs).write_text(str(os.getpid()))
+
+        def statistics() -> Figures:
+            now = Statistics.read(Path(debugfs)).since(before)
+            swapped = _swapped_pages(loops.address_of(memory), pages)
+            # Of a page whose content is in the zeromap zswap has nothing; nor of one that it refused.
+            return asdict(now) | {"stored_zero_pages": max(0, swapped - now.stored_pages)}
+
+        return _stages(workload, memory, lambda: memory.madvise(_MADV_PAGEOUT), statistics)
+
+
+def emulated_zswap(pages: int, mix: Mix, seed: int, ram: int, dram: int) -> Figures:
+    """The same workload on managed memory without a device: all goes to zswap's own pool."""
+    from cram_emu.host import ManagedMemory, Zswap
+
+    workload = Workload(pages, mix=mix, seed=seed)
+    manager = Zswap(nodes=[], ram=ram, max_pool_percent=20)
+    with ManagedMemory(pages * PAGE, dram=dram, manager=manager, delivery="inline") as memory:
+
+        def push_out() -> None:
+            while memory.reclaim(pages):
+                pass
+
+        return _stages(workload, memory, push_out, lambda: asdict(manager.stats))
+
+
+def _stages(
+    workload: Workload, memory, push_out: Callable[[], object], statistics: Callable[[], Figures]
+) -> Figures:
+    start = time.monotonic()
+    workload.run(memory)
+    seconds = time.monotonic() - start
+    figures = {f"trace_{name}": value for name, value in statistics().items()}
+    push_out()
+    figures |= {f"all_{name}": value for name, value in statistics().items()}
+    workload.verify(memory)
+    return figures | {"seconds": seconds, "pages": workload.pages, "zero_pages": workload.zero_pages}
+
+
+def _swapped_pages(address: int, pages: int) -> int:
+    """Of a range: admin-guide/mm/pagemap.rst, bit 62."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(address // PAGE * 8)
+        entries = memoryview(pagemap.read(pages * 8)).cast("Q")
+    return sum(entry >> 62 & 1 for entry in entries)
 
 
 # ---- limits ----------------------------------------------------------------------------------
@@ -293,7 +388,21 @@ def _warm_up() -> None:
         mapping.flush()
 
 
-_ALL = (device, zram, program, limits, hot, hot_program, reader, idle, metadata, full)
+_ALL = (
+    device,
+    zram,
+    zswap,
+    program,
+    kernel_zswap,
+    emulated_zswap,
+    limits,
+    hot,
+    hot_program,
+    reader,
+    idle,
+    metadata,
+    full,
+)
 JOBS = {job.__name__: job for job in _ALL}
 
 

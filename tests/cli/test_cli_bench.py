@@ -11,7 +11,7 @@ import pytest
 
 from cram_emu.cli import main
 from cram_emu.errors import NotPermitted
-from cram_emu.lab import bench, zram
+from cram_emu.lab import bench, cgroup, swaparea, zram
 
 COMMAND = (sys.executable, "-c", "import sys; from cram_emu.cli import main; sys.exit(main())", "bench")
 SMALL = ("--size", "512M", "--rounds", "1")
@@ -173,7 +173,7 @@ class TestForReal:
         runs = [figures for side in document["sides"] for figures in side["runs"]]
         for measured in (*runs, *document["limits"]["runs"], *document["memory"].values()):
             assert all(math.isfinite(figure) for figure in measured.values())
-        assert zram.swaps() == []
+        assert swaparea.swaps() == []
 
     @pytest.mark.parametrize(("number", "code"), ((signal.SIGINT, 130), (signal.SIGTERM, 143)))
     def test_ended_early(self, number, code):
@@ -183,10 +183,10 @@ class TestForReal:
         except zram.Unavailable as reason:
             pytest.skip(f"no zram swap here: {reason}")
         with subprocess.Popen([*COMMAND, *SMALL], stdout=subprocess.PIPE, text=True) as run:
-            while not zram.swaps():
+            while not swaparea.swaps():
                 assert run.poll() is None
             run.send_signal(number)
             run.communicate(timeout=30)
         assert run.returncode == code
-        assert zram.swaps() == []
-        assert not list(zram.memory_hierarchy().mount.glob("cram-emu-*"))
+        assert swaparea.swaps() == []
+        assert not list(cgroup.memory_hierarchy().mount.glob("cram-emu-*"))

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from hosts import compressor  # noqa: F401
 
 from cram_emu.errors import NotPermitted, NotSupported
-from cram_emu.lab import bench, zram
+from cram_emu.lab import bench, cgroup, kernel_zswap, swaparea, zram
 from cram_emu.lab.bench import MIB, NotEnoughMemory, Plan, Result, SideFailed, targets
 from cram_emu.lab.sides import JOBS
 
@@ -356,7 +357,26 @@ class TestSides:
         figures = bench._run_zram(plan, small)
         assert plan.window / 2 < figures["memory_group"] <= plan.window
         assert 100 * MIB < figures["memory_store"] < 160 * MIB
-        assert zram.swaps() == []
+        assert swaparea.swaps() == []
+
+    def test_zswap(self, compressor):
+        """The job of zram's side on kernel zswap, whatever compressor it has."""
+        small = {"size": 512 * MIB, "peak": MIB, "accesses": 1000, "threads": 1}
+        with (
+            kernel_zswap.swap(640 * MIB, compressor) as swap,
+            cgroup.memory_group(192 * MIB, cgroup.memory_hierarchy()) as group,
+        ):
+            figures = self.check(
+                "zswap",
+                procs=str(group.procs),
+                usage=str(group.usage),
+                debugfs=str(swap.debugfs),
+                tables=swap.tables,
+                **small,
+            )
+        assert 64 * MIB < figures["memory_group"] <= 192 * MIB
+        assert 80 * MIB < figures["memory_store"] < 160 * MIB
+        assert swaparea.swaps() == []
 
     def test_limits(self):
         figures = self.check("limits", size=64 * MIB, store=32 * MIB)
@@ -403,7 +423,8 @@ class TestSides:
         assert full["payload"] <= full["used"] <= full["real"]
 
     def test_all(self):
-        """No job is without a test here."""
+        """No job is without a test: here, and of the two that compare zswaps in test_zswap_comparison.py."""
         assert set(JOBS) == {
-            "device", "zram", "program", "limits", "hot", "hot_program", "reader", "idle", "metadata", "full",
+            "device", "zram", "zswap", "program", "kernel_zswap", "emulated_zswap", "limits", "hot", "hot_program",
+            "reader", "idle", "metadata", "full",
         }  # fmt: skip

@@ -1,6 +1,6 @@
 """Kernel zram swap as a peer: switched on, and always off again. Oracles: /proc/swaps and sysfs.
 
-What cannot be had here (cgroup version 2, a kernel without lz4) is tested on a made-up sysfs.
+What cannot be had here (a kernel without lz4) is tested on a made-up sysfs.
 """
 
 import os
@@ -10,21 +10,23 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hosts import host
 
-from cram_emu.lab import zram
-from cram_emu.lab.zram import Hierarchy, Unavailable
+from cram_emu.lab import cgroup, swaparea, zram
+from cram_emu.lab.cgroup import Hierarchy
+from cram_emu.lab.undo import Unavailable
 
 MIB = 1 << 20
 
 # Switches swap and a memory cgroup on, says so, and waits for the signal.
 HOLDER = """
     import os, sys, time
-    from cram_emu.lab import zram
+    from cram_emu.lab import cgroup, zram
     from cram_emu.lab.signals import unwound_by_signals
     with (
         unwound_by_signals(),
         zram.swap(64 << 20) as swap,
-        zram.memory_group(64 << 20, zram.memory_hierarchy()) as group,
+        cgroup.memory_group(64 << 20, cgroup.memory_hierarchy()) as group,
     ):
         print(swap.device.name, group.path, flush=True)
         time.sleep(60)
@@ -39,21 +41,6 @@ def skip_unless_zram() -> None:
         pytest.skip(f"no zram swap here: {reason}")
 
 
-def host() -> tuple:
-    """All that a bench could leave behind."""
-    hierarchy = zram.memory_hierarchy()
-    devices = Path("/sys/block").glob("zram*")
-    return (
-        Path("/proc/swaps").read_text(),
-        {device.name: (device / "comp_algorithm").read_text() for device in devices},
-        sorted(path.name for path in hierarchy.mount.glob("cram-emu-*")),
-        Path("/proc/sys/vm/swappiness").read_text(),
-        Path("/proc/sys/vm/page-cluster").read_text(),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-    )
-
-
 @pytest.mark.usefixtures("skip_unless_zram")
 class TestSwap:
     """Swap is on inside the block, with lz4, and everything is as it was after it."""
@@ -61,7 +48,7 @@ class TestSwap:
     def test_on_and_off(self):
         before = host()
         with zram.swap(64 * MIB) as swap:
-            assert zram.swaps() == [str(swap.device)]
+            assert swaparea.swaps() == [str(swap.device)]
             block = Path("/sys/block", swap.device.name)
             assert "[lz4]" in (block / "comp_algorithm").read_text()
             assert int((block / "disksize").read_text()) == 64 * MIB
@@ -82,7 +69,7 @@ class TestSwap:
         def refuse(tool: str, device: Path) -> None:
             raise subprocess.CalledProcessError(1, [tool, str(device)], stderr="no\n")
 
-        monkeypatch.setattr(zram, "_run", refuse)
+        monkeypatch.setattr(swaparea, "run", refuse)
         with pytest.raises(Unavailable, match="mkswap /dev/zram.*: no"), zram.swap(64 * MIB):
             pytest.fail("swap was said to be on")
         assert host() == before
@@ -95,7 +82,7 @@ class TestSwap:
         before = host()
         child = start_child(HOLDER)
         name, _ = child.stdout.readline().split()
-        assert zram.swaps() == [f"/dev/{name}"]
+        assert swaparea.swaps() == [f"/dev/{name}"]
         child.send_signal(number)
         child.communicate(timeout=30)
         assert child.returncode == code
@@ -142,7 +129,7 @@ class TestMemoryGroup:
     def run(self, run_child, limited: str) -> tuple[int, int, int]:
         with (
             zram.swap(512 * MIB) as swap,
-            zram.memory_group(64 * MIB, zram.memory_hierarchy()) as group,
+            cgroup.memory_group(64 * MIB, cgroup.memory_hierarchy()) as group,
         ):
             child = run_child(self.PROGRAM, limited, group.procs, group.usage, swap.mm_stat)
             assert (child.returncode, child.stderr) == (0, "")
@@ -163,51 +150,6 @@ class TestMemoryGroup:
         assert stored < MIB
 
 
-class TestHierarchy:
-    """The memory controller is found where it is."""
-
-    def find(self, tmp_path: Path, mounts: str) -> Hierarchy | None:
-        table = tmp_path / "mounts"
-        table.write_text(mounts)
-        return zram.memory_hierarchy(table)
-
-    def test_version_1(self, tmp_path):
-        unified = tmp_path / "unified"
-        unified.mkdir()
-        (unified / "cgroup.controllers").write_text("\n")
-        mounts = (
-            f"cgroup2 {unified} cgroup2 rw 0 0\n"
-            "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
-            "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
-        )
-        assert self.find(tmp_path, mounts) == Hierarchy(Path("/sys/fs/cgroup/memory"), 1)
-
-    def test_version_2(self, tmp_path):
-        (tmp_path / "cgroup.controllers").write_text("cpu io memory pids\n")
-        assert self.find(tmp_path, f"cgroup2 {tmp_path} cgroup2 rw 0 0\n") == Hierarchy(tmp_path, 2)
-
-    def test_none(self, tmp_path):
-        assert self.find(tmp_path, "proc /proc proc rw 0 0\n") is None
-
-
-class TestVersion2:
-    """On a made-up hierarchy of version 2: the files that are written, and what is put back."""
-
-    @pytest.mark.parametrize("delegated", ("cpu memory", "cpu"))
-    def test_files(self, tmp_path, monkeypatch, delegated):
-        # A directory of the cgroup file system goes with its files in it; an ordinary one does not.
-        monkeypatch.setattr(Path, "rmdir", shutil.rmtree)
-        control = tmp_path / "cgroup.subtree_control"
-        control.write_text(delegated)
-        with zram.memory_group(64 * MIB, Hierarchy(tmp_path, 2), "group") as group:
-            assert (tmp_path / "group/memory.max").read_text() == f"{64 * MIB}\n"
-            assert group.usage == tmp_path / "group/memory.current"
-            assert group.procs == tmp_path / "group/cgroup.procs"
-            assert control.read_text() == (delegated if "memory" in delegated else "+memory\n")
-        assert not group.path.exists()
-        assert control.read_text() == (delegated if "memory" in delegated else "-memory\n")
-
-
 class TestUnavailable:
     """Each thing that is missing is named, and nothing was changed."""
 
@@ -221,7 +163,7 @@ class TestUnavailable:
         """A host that has all."""
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(shutil, "which", lambda name: f"/sbin/{name}")
-        monkeypatch.setattr(zram, "swaps", lambda: [])
+        monkeypatch.setattr(swaparea, "swaps", lambda: [])
         monkeypatch.setattr(zram, "memory_hierarchy", lambda: Hierarchy(Path("/cgroup"), 1))
         for path, text in (
             ("class/zram-control/hot_add", "7\n"),
@@ -245,7 +187,7 @@ class TestUnavailable:
             zram.require(sysfs)
 
     def test_other_swap(self, sysfs, monkeypatch):
-        monkeypatch.setattr(zram, "swaps", lambda: ["/dev/sda2"])
+        monkeypatch.setattr(swaparea, "swaps", lambda: ["/dev/sda2"])
         with pytest.raises(Unavailable, match="swapoff /dev/sda2"):
             zram.require(sysfs)
 
@@ -271,14 +213,3 @@ class TestUnavailable:
         with pytest.raises(Unavailable, match="refuses zram swap: .*hot_add: No such file"):
             with zram.swap(64 * MIB, sysfs, sysfs):
                 pytest.fail("swap was said to be on")
-
-
-def test_swaps(tmp_path):
-    """The areas of /proc/swaps, without its heading."""
-    table = tmp_path / "swaps"
-    table.write_text(
-        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-        "/dev/zram0                              partition\t65532\t\t0\t\t-2\n"
-        "/swapfile                               file\t\t65532\t\t0\t\t-3\n"
-    )
-    assert zram.swaps(table) == ["/dev/zram0", "/swapfile"]
