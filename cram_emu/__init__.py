@@ -8,8 +8,6 @@ from cram_emu.device import (
     Client,
     Device,
     Interrupt,
-    Mapping,
-    MapStats,
     PageInfo,
     Params,
     PoisonRecord,
@@ -19,6 +17,7 @@ from cram_emu.device import (
 )
 from cram_emu.errors import CramError, PoisonError
 from cram_emu.faults import Strike
+from cram_emu.mapping import Mapping, MapStats
 from cram_emu.sizes import format_size, parse_size
 
 __version__ = "0.1.0"

@@ -6,9 +6,10 @@ It holds no state and no policy.
 from collections.abc import Iterator
 
 from cram_emu._cram import ffi, lib
-from cram_emu.errors import BY_CODE_NAME, CramError
+from cram_emu._region import Handle
+from cram_emu.errors import BY_CODE_NAME, CramError, InvalidArgument
 
-__all__ = ["check", "ffi", "fields", "lib", "text"]
+__all__ = ["check", "choose", "ffi", "fields", "lib", "own", "set_field", "text"]
 
 
 def _errors() -> Iterator[tuple[int, type[CramError], str]]:
@@ -37,3 +38,25 @@ def check(code: int) -> int:
 def fields(struct) -> dict[str, int]:
     """The numbers of a C structure by name."""
     return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).fields}
+
+
+def choose(what: str, value: str, choices: dict[str, int]) -> int:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidArgument(f"{what} {value!r}: not one of {', '.join(choices)}")
+    return choices[value]
+
+
+def set_field(struct, name: str, value: int) -> None:
+    """Sets a field, so that a value that does not fit it is named."""
+    try:
+        setattr(struct, name, value)
+    except (OverflowError, TypeError):
+        raise InvalidArgument(f"{name} {value!r}: not a number that this can be") from None
+
+
+def own(handle, free: str, parent: Handle | None = None) -> Handle:
+    """Has the function of that name in cram.h free a handle of the core, when nobody has the result any more."""
+    address, function = (
+        int(ffi.cast("uintptr_t", pointer)) for pointer in (handle, ffi.addressof(lib, free))
+    )
+    return Handle(address, function) if parent is None else Handle(address, function, parent)

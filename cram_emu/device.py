@@ -1,10 +1,9 @@
-"""The device: its lifetime, its memory as a mapping, its registers, poison and interrupts.
+"""The device: its lifetime, its registers, poison and interrupts.
 
 All work on pages is done in C without the interpreter lock. Objects may be used from several threads,
 also while another closes them: then they raise DeviceClosed.
 """
 
-import atexit
 import dataclasses
 import os
 import signal as signals
@@ -13,21 +12,19 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from cram_emu._core import check, ffi, fields, lib
-from cram_emu._region import Handle, Region
+from cram_emu._core import check, choose, ffi, fields, lib, own, set_field
+from cram_emu._region import Handle
 from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, PoisonError
 from cram_emu.faults import Faults, Strike
+from cram_emu.mapping import DELIVERIES, PAGE, Mapping
 from cram_emu.sizes import parse_size
 
-PAGE = 4096
 LINE = 64
 
 _CODECS = {"none": lib.CRAM_CODEC_NONE, "lz4": lib.CRAM_CODEC_LZ4, "zstd": lib.CRAM_CODEC_ZSTD}
 _LEVELS = {"none": 0, "lz4": 1, "zstd": 3}
-_DELIVERIES = {"monitor": lib.CRAM_MONITOR, "inline": lib.CRAM_INLINE}
 _STATES = {
     lib.CRAM_PAGE_EMPTY: "empty",
     lib.CRAM_PAGE_ZERO: "zero",
@@ -105,23 +102,6 @@ class Stats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MapStats:
-    """Counters of one mapping (struct cram_map_stats); resident, dirty and window in frames."""
-
-    resident: int
-    dirty: int
-    window: int
-    read_faults: int
-    write_faults: int
-    protect_faults: int
-    prefetched: int
-    evicted: int
-    written_back: int
-    poison_faults: int
-    handler_restored: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class PageInfo:
     """What the page map says of a page."""
 
@@ -191,12 +171,6 @@ def uffd_info() -> UffdInfo:
     return UffdInfo(**counted, **{name: bool(value) for name, value in values.items()})
 
 
-def _choose(what: str, value: str, choices: dict[str, int]) -> int:
-    if not isinstance(value, str) or value not in choices:
-        raise InvalidArgument(f"{what} {value!r}: not one of {', '.join(choices)}")
-    return choices[value]
-
-
 def _threshold(name: str, value: int | str | None, real: int) -> int:
     """Bytes of "10%" (of real), "100M", an integer or None (off)."""
     if value is None:
@@ -251,24 +225,24 @@ class Device:
         signal: int = DEFAULT_SIGNAL,
     ):
         params = ffi.new("struct cram_params *")
-        _set(params, "advertised", parse_size(advertised))
-        _set(params, "real", parse_size(real))
-        _set(params, "sector", parse_size(sector))
+        set_field(params, "advertised", parse_size(advertised))
+        set_field(params, "real", parse_size(real))
+        set_field(params, "sector", parse_size(sector))
         lib.cram_params_default(params)
         # The default of 0 would be read as "not given".
         for name, value in (("advertised", advertised), ("real", real), ("sector", sector)):
-            _set(params, name, parse_size(value))
-        _set(params, "codec", _choose("codec", codec, _CODECS))
-        _set(params, "level", _LEVELS[codec] if level is None else level)
-        _set(params, "block", parse_size(block))
+            set_field(params, name, parse_size(value))
+        set_field(params, "codec", choose("codec", codec, _CODECS))
+        set_field(params, "level", _LEVELS[codec] if level is None else level)
+        set_field(params, "block", parse_size(block))
         if largest_stored is not None:
-            _set(params, "largest_stored", parse_size(largest_stored))
-        _set(params, "poison_limit", poison_limit)
-        _set(params, "low_remaining", _threshold("lthresh", lthresh, params.real))
-        _set(params, "high_remaining", _threshold("hthresh", hthresh, params.real))
-        _set(params, "low_ratio", _per_mille("ratio_lthresh", ratio_lthresh))
-        _set(params, "high_ratio", _per_mille("ratio_hthresh", ratio_hthresh))
-        _set(params, "signal", signal)
+            set_field(params, "largest_stored", parse_size(largest_stored))
+        set_field(params, "poison_limit", poison_limit)
+        set_field(params, "low_remaining", _threshold("lthresh", lthresh, params.real))
+        set_field(params, "high_remaining", _threshold("hthresh", hthresh, params.real))
+        set_field(params, "low_ratio", _per_mille("ratio_lthresh", ratio_lthresh))
+        set_field(params, "high_ratio", _per_mille("ratio_hthresh", ratio_hthresh))
+        set_field(params, "signal", signal)
         handle = ffi.new("cram_device **")
         check(lib.cram_create(ffi.NULL if path is None else _path(path), params, handle))
         self._adopt(handle[0])
@@ -284,7 +258,7 @@ class Device:
 
     def _adopt(self, handle) -> None:
         self._handle = handle
-        self._owner = _own(handle, "cram_free")
+        self._owner = own(handle, "cram_free")
         self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         self._interrupts = _Interrupts(handle, self._owner)
         self._closed = False
@@ -314,7 +288,10 @@ class Device:
         # A mapping refers to its device: one that is open here is in a cycle with it, and closes it later.
         if not getattr(self, "_closed", True):
             self._forgotten = True
-            lib.cram_close(self._handle)
+            self._close_forgotten()
+
+    def _close_forgotten(self) -> None:
+        lib.cram_close(self._handle)
 
     @property
     def closed(self) -> bool:
@@ -340,15 +317,15 @@ class Device:
         Busy: a part of the range is mapped already. NotPermitted: userfaultfd is not permitted.
         """
         params = ffi.new("struct cram_map_params *")
-        _set(params, "dpa", parse_size(offset))
+        set_field(params, "dpa", parse_size(offset))
         rest = self.params.advertised - params.dpa
-        _set(params, "length", parse_size(max(rest, 0) if length is None else length))
-        _set(params, "window", parse_size(window))
-        _set(params, "delivery", _choose("delivery", delivery, _DELIVERIES))
+        set_field(params, "length", parse_size(max(rest, 0) if length is None else length))
+        set_field(params, "window", parse_size(window))
+        set_field(params, "delivery", choose("delivery", delivery, DELIVERIES))
         if not isinstance(writeback, int | float) or not 0 <= writeback <= 3600:
             raise InvalidArgument(f"writeback {writeback!r}: not from 0 to 3600 seconds")
         # A period too short to count would be taken for "off".
-        _set(params, "writeback_ms", 0 if writeback == 0 else max(1, round(writeback * 1000)))
+        set_field(params, "writeback_ms", 0 if writeback == 0 else max(1, round(writeback * 1000)))
         handle = ffi.new("cram_map **")
         check(lib.cram_map_create(self._handle, params, handle))
         mapping = Mapping(self, handle[0], params.length)
@@ -566,22 +543,6 @@ def _path(path: str | os.PathLike[str]) -> bytes:
     return encoded
 
 
-def _set(struct, name: str, value: int) -> None:
-    """Sets a field, so that a value that does not fit it is named."""
-    try:
-        setattr(struct, name, value)
-    except (OverflowError, TypeError):
-        raise InvalidArgument(f"{name} {value!r}: not a number that this can be") from None
-
-
-def _own(handle, free: str, parent: Handle | None = None) -> Handle:
-    """Has the function of that name in cram.h free a handle of the core, when nobody has the result any more."""
-    address, function = (
-        int(ffi.cast("uintptr_t", pointer)) for pointer in (handle, ffi.addressof(lib, free))
-    )
-    return Handle(address, function) if parent is None else Handle(address, function, parent)
-
-
 class _Interrupts:
     """Brings the events of a device to Python callbacks, in one daemon thread made at first need."""
 
@@ -680,115 +641,3 @@ class Poison:
 
     def __iter__(self) -> Iterator[PoisonRecord]:
         return iter(self.records())
-
-
-#: Mappings to write back when the interpreter ends with them open.
-_open_mappings: "weakref.WeakSet[Mapping]" = weakref.WeakSet()
-
-
-@atexit.register
-def _flush_at_exit() -> None:
-    # What dies dirty becomes poison for who opens the device next. Buffers may still be looked at by
-    # threads and destructors: nothing is unmapped.
-    for mapping in list(_open_mappings):
-        mapping._flush_quietly()
-
-
-class Mapping(Region):
-    """A range of a device as memory: memoryview(), numpy.frombuffer(), indices and slices.
-
-    Touching a poisoned page raises SIGBUS (BUS_MCEERR_AR) in the thread that does, which ends the
-    process unless it has a handler; Device.read() raises PoisonError instead. Made by Device.map().
-    """
-
-    def __init__(self, device: Device, handle, length: int):
-        super().__init__(int(ffi.cast("uintptr_t", lib.cram_map_address(handle))), length)
-        self._device = device
-        self._handle = handle
-        self._owner = _own(handle, "cram_map_free", device._owner)
-        self.address = int(ffi.cast("uintptr_t", lib.cram_map_address(handle)))
-        _open_mappings.add(self)
-
-    def __getitem__(self, index):
-        with memoryview(self) as view:
-            item = view[index]
-            return item if isinstance(item, int) else bytes(item)
-
-    def __setitem__(self, index, value) -> None:
-        with memoryview(self) as view:
-            view[index] = value
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise DeviceClosed("the mapping is closed")
-
-    def flush(self, offset: int = 0, length: int | None = None) -> None:
-        """Writes the dirty frames of a range (to the end without length) back to the device."""
-        self._check_open()
-        length = len(self) - offset if length is None else length
-        self._check_range(offset, length)
-        check(lib.cram_flush(self._handle, offset, length))
-
-    def _flush_quietly(self) -> None:
-        if not self.closed:
-            lib.cram_flush(self._handle, 0, len(self))
-
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > len(self):
-            raise InvalidArgument(
-                f"{length} bytes at offset {offset}: not within the mapping of {len(self)} bytes"
-            )
-
-    @contextmanager
-    def pin(self, offset: int, length: int) -> Iterator[None]:
-        """Keeps the pages of a range resident and writable meanwhile, for O_DIRECT and io_uring.
-
-        NoMemory: more than the window allows; PoisonError: a page is poisoned. Nothing is pinned then.
-        """
-        self._check_open()
-        self._check_range(offset, length)
-        check(lib.cram_pin(self._handle, offset, length))
-        try:
-            yield
-        finally:
-            check(lib.cram_unpin(self._handle, offset, length))
-
-    @property
-    def stats(self) -> MapStats:
-        self._check_open()
-        stats = ffi.new("struct cram_map_stats *")
-        lib.cram_map_read_stats(self._handle, stats)
-        return MapStats(**fields(stats[0]))
-
-    def close(self) -> None:
-        """Writes everything back and unmaps. Closing twice is fine.
-
-        BufferError, and nothing changes, while a memoryview or an array of this memory is alive.
-        """
-        with _closing:
-            if self.closed:
-                return
-            self.release()
-        lib.cram_unmap(self._handle)
-        _open_mappings.discard(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # A buffer refers to us: one that exists is in a cycle with us, and the owner unmaps.
-        if hasattr(self, "_handle"):
-            with suppress(BufferError):
-                self.close()
-            if self._device._forgotten:
-                lib.cram_close(self._device._handle)
-
-    def __repr__(self) -> str:
-        return f"<Mapping of {len(self)} bytes at 0x{self.address:x}>"
-
-
-#: Two closers of one mapping: only one may unmap it.
-_closing = threading.Lock()

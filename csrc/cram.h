@@ -362,6 +362,217 @@ struct cram_uffd_info {
 };
 void cram_uffd_probe(struct cram_uffd_info *info);
 
+/* ---- the manager ------------------------------------------------------------------------------------------ */
+
+/* A host's zswap with devices as nodes (mm/zswap.c, and the proposal of private nodes): managed memory has so many frames;
+ * what loses its frame goes to the zeromap, to a node, to the pool, or to the swap file, and comes back by a page fault. */
+typedef struct cram_zswap cram_zswap;
+
+/* How much of zswap's limit a page on a node takes. */
+enum cram_direct_limit { CRAM_DIRECT_NONE = 0, CRAM_DIRECT_PAGE = 1, CRAM_DIRECT_SIZE = 2 };
+/* What a page on a node charges its memory cgroup: 4096 bytes; what the device says it takes; or what a page of that node takes
+ * on average. */
+enum cram_charging { CRAM_CHARGE_PAGE = 0, CRAM_CHARGE_SIZE = 1, CRAM_CHARGE_FUZZY = 2 };
+
+/* What may be changed at any time; the first five are the kernel's module parameters. */
+enum cram_zswap_setting {
+	CRAM_ZSWAP_ENABLED,            /* 0: neither nodes nor pool take anything more */
+	CRAM_ZSWAP_MAX_POOL_PERCENT,   /* of ram; 0 to 100 */
+	CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT, /* of the limit, 0 to 100 */
+	CRAM_ZSWAP_SHRINKER_ENABLED,   /* 1: reclaim ages the pool too, and writes back what is cold */
+	CRAM_ZSWAP_RAM,                /* bytes: what percentages are of */
+	CRAM_ZSWAP_DIRECT_LIMIT,       /* enum cram_direct_limit */
+	CRAM_ZSWAP_MAX_DIRECT_PERCENT, /* of ram, for pages on nodes; 0: without limit */
+	CRAM_ZSWAP_CHARGING,           /* enum cram_charging; for what is stored from now on */
+	CRAM_ZSWAP_SETTINGS,
+};
+
+struct cram_zswap_params {
+	uint64_t settings[8];     /* by enum cram_zswap_setting */
+	uint32_t chain;           /* pages of a zspage at most: 4, 8 or 16 */
+	uint32_t codec;           /* enum cram_codec of the pool; not none */
+	int32_t level;
+	int32_t swap_fd;          /* a file of the caller's, closed with the manager; -1: no swap */
+	uint64_t swap_size;       /* bytes */
+};
+
+/* Each is a number of pages unless it says otherwise; debugfs and vmstat names where the kernel has one. */
+enum cram_zswap_counter {
+	CRAM_ZSWAP_STORED_POOL,   /* now */
+	CRAM_ZSWAP_STORED_DIRECT, /* now */
+	CRAM_ZSWAP_STORED_INCOMPRESSIBLE, /* now; in the pool as they are */
+	CRAM_ZSWAP_STORED_ZERO,   /* now; in the zeromap */
+	CRAM_ZSWAP_STORED_FILE,   /* now; in the swap file */
+	CRAM_ZSWAP_STORED_BYTES,  /* compressed bytes in the pool now */
+	CRAM_ZSWAP_CHARGED_DIRECT, /* bytes charged for direct pages now */
+	CRAM_ZSWAP_WRITTEN_BACK,
+	CRAM_ZSWAP_POOL_LIMIT_HIT,
+	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* refused because the pool is full */
+	CRAM_ZSWAP_REJECT_COMPRESS_POOR, /* did not shrink, and may not be written back */
+	CRAM_ZSWAP_REJECT_COMPRESS_FAIL,
+	CRAM_ZSWAP_REJECT_ALLOC_FAIL,
+	CRAM_ZSWAP_REJECT_KMEMCACHE_FAIL,
+	CRAM_ZSWAP_REJECT_MEMCG,  /* memory.zswap.max */
+	CRAM_ZSWAP_DECOMPRESS_FAIL,
+	CRAM_ZSWAP_ZSWPIN, CRAM_ZSWAP_ZSWPOUT, CRAM_ZSWAP_ZSWPWB,
+	CRAM_ZSWAP_PSWPIN, CRAM_ZSWAP_PSWPOUT,
+	CRAM_ZSWAP_SWPIN_ZERO, CRAM_ZSWAP_SWPOUT_ZERO,
+	CRAM_ZSWAP_RECLAIM_FAIL,  /* no place for it anywhere: the frame stayed */
+	CRAM_ZSWAP_DIRECT_RECLAIM, /* frames reclaimed inside a fault */
+	CRAM_ZSWAP_KSWAPD_RECLAIM, /* frames reclaimed by cram_map_reclaim() */
+	CRAM_ZSWAP_NOTES_LOST,
+	CRAM_ZSWAP_COUNTERS,
+};
+
+struct cram_zswap_stats {
+	uint64_t counters[27];      /* by enum cram_zswap_counter */
+	uint64_t pool_total_size;   /* bytes */
+	uint64_t total_pages[3];    /* zswap_total_pages(), by enum cram_direct_limit */
+	uint64_t max_pages;
+	uint64_t swap_pages, swap_used;
+	uint64_t pool_cached;       /* free pages that the pool keeps for a while */
+};
+
+/* CRAM_EINVAL names the value; CRAM_ENOMEM. */
+int cram_zswap_create(const struct cram_zswap_params *params, cram_zswap **zswap);
+/* CRAM_EBUSY while it has memory or nodes, and nothing happens. NULL is accepted. */
+int cram_zswap_close(cram_zswap *zswap);
+/* Closes what is open yet, and frees the handle. */
+void cram_zswap_free(cram_zswap *zswap);
+int cram_zswap_set(cram_zswap *zswap, uint32_t setting, uint64_t value);
+uint64_t cram_zswap_get(const cram_zswap *zswap, uint32_t setting);
+void cram_zswap_read_stats(const cram_zswap *zswap, struct cram_zswap_stats *stats);
+
+/* A size class of the pool, as /sys/kernel/debug/zsmalloc has it. */
+struct cram_zpool_class {
+	uint32_t index, size;
+	uint64_t fullness[12];  /* zspages that are 0 %, up to 10, ... up to 99, 100 % full */
+	uint64_t objs_allocated, objs_used, pages_used;
+	uint32_t pages_per_zspage;
+	uint64_t freeable;      /* pages that compaction could free */
+};
+/* The i-th class that has sizes of its own. False: there are not so many. */
+int cram_zswap_class(const cram_zswap *zswap, uint32_t i, struct cram_zpool_class *row);
+/* Pages freed by moving what is left in sparse zspages together. */
+uint64_t cram_zswap_compact(cram_zswap *zswap);
+
+/* ---- nodes */
+
+struct cram_node_params {
+	uint32_t live_registers; /* 1: each store looks at the device's registers; 0: at what was published only */
+	uint32_t trim_buffer;    /* pages freed that may wait for cram_node_flush(); 0: trimmed at once. At most 4096 */
+};
+
+enum cram_refusal {
+	CRAM_TAKEN,
+	CRAM_REFUSED_NO_ALLOC,  /* the driver's bit */
+	CRAM_REFUSED_VERDICT,   /* the policy's last word */
+	CRAM_REFUSED_PRESSURE,
+	CRAM_REFUSED_FULL,      /* no device page is free */
+	CRAM_REFUSED_CALLBACK,  /* the driver did not approve of the page */
+	CRAM_REFUSED_LIMIT,     /* direct pages may not be more */
+	CRAM_REFUSALS,
+};
+
+struct cram_node_stats {
+	uint64_t stored;         /* pages now */
+	uint64_t promoted, poisoned;
+	uint64_t refused[7];     /* by enum cram_refusal */
+	uint64_t approved, unapproved;
+	uint64_t stock;          /* approved pages that wait for contents */
+	uint64_t trims_done, trims_deferred, trims_full, trims_waiting;
+	uint32_t allowed, no_alloc, pressure, page_size; /* as published */
+};
+
+/* Takes a device in as the last node; it cannot be closed until the node is removed. CRAM_EBUSY: too many nodes, or the device
+ * has anonymous memory of this client. CRAM_EINVAL. */
+int cram_zswap_add_node(cram_zswap *zswap, cram_device *device, const struct cram_node_params *params, uint32_t *nid);
+/* Moves its pages off, then lets it go. CRAM_ENOSPC: nobody takes them; the node stays, and takes nothing. CRAM_ENOENT. */
+int cram_zswap_remove_node(cram_zswap *zswap, uint32_t nid);
+/* What the host knows of a node: whether it may take pages, its no_alloc bit, its pressure, and what a page takes there on
+ * average (bytes). CRAM_ENOENT, CRAM_EINVAL. */
+int cram_node_publish(cram_zswap *zswap, uint32_t nid, int allowed, int no_alloc, uint32_t pressure, uint32_t page_size);
+int cram_node_read_stats(const cram_zswap *zswap, uint32_t nid, struct cram_node_stats *stats);
+/* At most n device pages to ask the node's driver for, into dpas; how many, or CRAM_ENOENT. Each must be answered: 0, or a
+ * negative errno, by which it is given back. */
+int cram_node_offer(cram_zswap *zswap, uint32_t nid, uint64_t *dpas, uint32_t n);
+int cram_node_answer(cram_zswap *zswap, uint32_t nid, const uint64_t *dpas, const int32_t *answers, uint32_t n);
+/* Trims the pages that wait for it; how many, or CRAM_ENOENT. */
+int64_t cram_node_flush(cram_zswap *zswap, uint32_t nid);
+
+/* ---- memory */
+
+struct cram_managed_params {
+	uint64_t length;         /* a multiple of 4096 */
+	uint64_t dram;           /* bytes of frames at most; as a mapping's window */
+	uint32_t delivery;       /* enum cram_delivery */
+	uint32_t group;          /* memory cgroup */
+};
+
+/* Memory of this process under the manager. It is a mapping: cram_map_address(), cram_map_read_stats(), cram_pin() and
+ * cram_unmap() apply; cram_flush() has nothing to do. Errors as of cram_map_create(); CRAM_EINVAL also for a group that is not. */
+int cram_managed_create(cram_zswap *zswap, const struct cram_managed_params *params, cram_map **map);
+/* Takes frames away until so many pages are stored, or none is left to take; *done: how many. */
+int cram_map_reclaim(cram_map *map, uint64_t pages, uint64_t *done);
+/* The same in the background: until the memory is at its low mark. */
+int cram_map_balance(cram_map *map, uint64_t *done);
+/* Gives the range back: it reads as zeros. Multiples of 4096. */
+int cram_map_discard(cram_map *map, uint64_t offset, uint64_t length);
+/* Writes back up to so many pages of the pool, of which those that were used since get a second chance; *done: how many were. */
+int cram_map_shrink(cram_map *map, uint64_t pages, uint64_t *done);
+/* Where the page at that offset is. CRAM_EINVAL. */
+struct cram_managed_page {
+	uint32_t place;    /* 0 none, 1 zero, 2 direct, 3 pool, 4 file, 5 poison, 6 a frame */
+	uint32_t node;     /* direct */
+	uint64_t dpa;      /* direct: bytes */
+	uint32_t size;     /* bytes charged */
+};
+int cram_managed_page(cram_map *map, uint64_t offset, struct cram_managed_page *page);
+
+/* ---- memory cgroups */
+
+struct cram_memcg_stats {
+	uint64_t max, zswap_max; /* bytes; UINT64_MAX: none */
+	uint64_t anon, zswap;    /* bytes; current is their sum */
+	uint64_t zswapped;       /* pages */
+	uint64_t zswpin, zswpout, zswpwb;
+	uint64_t max_events, oom;
+	uint32_t parent, writeback;
+};
+/* Group 0 is the root. CRAM_EBUSY: too many; CRAM_ENOENT. */
+int cram_memcg_create(cram_zswap *zswap, uint32_t parent, uint32_t *group);
+int cram_memcg_set(cram_zswap *zswap, uint32_t group, uint64_t max, uint64_t zswap_max, int writeback);
+int cram_memcg_read_stats(const cram_zswap *zswap, uint32_t group, struct cram_memcg_stats *stats);
+
+/* ---- what the manager has for a policy */
+
+/* Why cram_zswap_wait() returns: bits. */
+enum cram_zswap_work {
+	CRAM_WORK_RECLAIM = 1, /* a memory is past its high mark */
+	CRAM_WORK_SHRINK = 2,  /* the pool has met its limit */
+	CRAM_WORK_NOTES = 4,
+	CRAM_WORK_TRIM = 16,   /* a page waits to be trimmed */
+	CRAM_WORK_STOP = 8,    /* somebody called cram_zswap_wake() */
+};
+/* Sleeps until there is work or the time is over (timeout_ms < 0: for ever); the bits, 0 when it was over. One thread. */
+int cram_zswap_wait(cram_zswap *zswap, int timeout_ms);
+void cram_zswap_wake(cram_zswap *zswap);
+
+enum cram_zswap_note_kind { CRAM_NOTE_FREED = 1, CRAM_NOTE_PROMOTED = 2 };
+/* A page left a node: because it was promoted to a frame, which is told first, or for another reason. */
+struct cram_zswap_note {
+	uint64_t page;   /* its number in the memory */
+	uint64_t dpa;    /* bytes */
+	uint32_t memory;
+	uint16_t node;
+	uint16_t kind;   /* enum cram_zswap_note_kind */
+};
+enum { CRAM_ZSWAP_NOTES = 8192 };
+/* Which kinds are kept: bits 1 << kind. At first none. */
+void cram_zswap_subscribe(cram_zswap *zswap, uint32_t kinds);
+/* Takes at most n; how many. What the full ring had no room for is counted (NOTES_LOST). */
+uint32_t cram_zswap_take_notes(cram_zswap *zswap, struct cram_zswap_note *notes, uint32_t n);
+
 /* ---- the codec alone, for oracles in tests --------------------------------------------------------------- */
 
 /* The stored form of a page under params: state (an enum cram_page_state), and for a stored or raw page its bytes

@@ -173,6 +173,11 @@ void codec_encode(const struct codec *codec, struct codec_space *space, const ui
 	encoded->form = buffer;
 }
 
+uint32_t codec_compress_page(const struct codec *codec, struct codec_space *space, const uint8_t *page, uint8_t *buffer)
+{
+	return compress(codec, space, page, PAGE_SIZE, buffer, PAGE_SIZE - 1);
+}
+
 int codec_decode(const struct codec *codec, struct codec_space *space, const uint8_t *form, uint32_t length,
 		 uint8_t *page)
 {

@@ -54,6 +54,10 @@ void codec_encode(const struct codec *codec, struct codec_space *space, const ui
 int codec_decode(const struct codec *codec, struct codec_space *space, const uint8_t *form, uint32_t length,
 		 uint8_t *page);
 
+/* Compresses a whole page, whatever it holds and however large blocks are: the length, below 4096, or 0 when it does not
+ * shrink. To be decoded by a codec with blocks of 4096 bytes. */
+uint32_t codec_compress_page(const struct codec *codec, struct codec_space *space, const uint8_t *page, uint8_t *buffer);
+
 /* The check word of a stored form: of its bytes and of the page it belongs to, so that neither damaged nor another
  * page's bytes pass. */
 uint32_t codec_check(const uint8_t *form, uint32_t length, uint64_t page);

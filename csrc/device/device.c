@@ -253,6 +253,19 @@ void device_leave(struct op *op)
 	place_leave(op->device->clients, op->device->client, op->place);
 }
 
+static void unpark(struct op *op)
+{
+	while (!place_unpark(op->device->clients, op->device->client, op->place))
+		device_reap(op->device, NULL);
+}
+
+void device_nap(struct op *op, uint64_t ns)
+{
+	place_park(op->device->clients, op->device->client, op->place);
+	sleep_ns(ns);
+	unpark(op);
+}
+
 uint32_t device_reap_parked(struct op *op)
 {
 	struct device *device = op->device;
@@ -260,8 +273,7 @@ uint32_t device_reap_parked(struct op *op)
 
 	place_park(device->clients, device->client, op->place);
 	device_reap(device, &dead);
-	while (!place_unpark(device->clients, device->client, op->place))
-		device_reap(device, NULL);
+	unpark(op);
 	return dead;
 }
 
@@ -291,16 +303,12 @@ void device_lock_page(struct op *op, uint64_t page)
 			return;
 		__builtin_ia32_pause();
 	}
-	/* Parked while asleep: the holder may itself wait for who raised the gate, who waits for us. */
 	for (;;) {
 		uint64_t entry;
 
-		place_park(device->clients, device->client, op->place);
-		sleep_ns(nap);
+		device_nap(op, nap);
 		slept += nap;
 		nap = nap * 2 < PAGE_SLEEP_MAX_NS ? nap * 2 : PAGE_SLEEP_MAX_NS;
-		while (!place_unpark(device->clients, device->client, op->place))
-			device_reap(device, NULL);
 		if (device_trylock_page(op, page))
 			return;
 		entry = pagemap_entry(&device->map, page);

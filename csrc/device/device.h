@@ -71,6 +71,9 @@ const struct cram_params *device_params(const struct device *device);
 struct op *device_enter(struct device *device);
 void device_leave(struct op *op);
 
+/* Sleeps, parked: whoever this thread waits for may himself wait until all stand at a page boundary. With no page locked. */
+void device_nap(struct op *op, uint64_t ns);
+
 void device_lock_page(struct op *op, uint64_t page);
 bool device_trylock_page(struct op *op, uint64_t page);
 void device_unlock_page(struct op *op, uint64_t page);
@@ -104,6 +107,13 @@ void device_put_page(struct op *op, uint64_t page);
 static inline bool device_shared(const struct op *op, uint64_t page)
 {
 	return atomic_load(&op->device->dpas.references[page]) > 1;
+}
+/* Does this client's table of anonymous pages by number (nodes.h) name it? */
+static inline bool device_holds(const struct op *op, uint64_t page)
+{
+	struct dpa_table table = dpas_table(&op->device->dpas, op->device->client);
+
+	return atomic_load(&table.entries[page]) == (uint32_t)page + 1;
 }
 /* Gives this client a table. CRAM_EBUSY: it has one. */
 int device_open_table(struct device *device, struct dpa_table *table);

@@ -7,8 +7,27 @@
 
 /* ---- locking --------------------------------------------------------------------------------------------- */
 
+#define MANAGED_SPINS 100
+#define MANAGED_NAP_NS 2000
+
+/* Every managed page has an entry to lock. */
+static bool lock_managed(struct pager *pager, struct op *op, uint64_t page, bool wait)
+{
+	for (int i = 0; !swaptable_trylock(&pager->managed->table, page); i++) {
+		if (!wait)
+			return false;
+		if (i < MANAGED_SPINS)
+			__builtin_ia32_pause();
+		else
+			device_nap(op, MANAGED_NAP_NS);
+	}
+	return true;
+}
+
 bool pager_lock_known(struct pager *pager, struct op *op, uint64_t page, bool wait)
 {
+	if (pager->managed != NULL)
+		return lock_managed(pager, op, page, wait);
 	for (;;) {
 		uint32_t entry = pager->table == NULL ? (uint32_t)(pager->first + page) + 1
 						      : atomic_load(&pager->table[page]);
@@ -46,6 +65,8 @@ static bool lock(struct pager *pager, struct op *op, uint64_t page, bool wait)
 {
 	bool full = false;
 
+	if (pager->managed != NULL)
+		return lock_managed(pager, op, page, wait);
 	do {
 		if (pager->table == NULL || atomic_load(&pager->table[page]) != 0) {
 			if (pager_lock_known(pager, op, page, wait))
@@ -71,16 +92,33 @@ bool pager_trylock(struct pager *pager, struct op *op, uint64_t page)
 
 void pager_unlock(struct pager *pager, struct op *op, uint64_t page)
 {
-	device_unlock_page(op, pager_dpa(pager, page));
+	if (pager->managed != NULL)
+		swaptable_unlock(&pager->managed->table, page);
+	else
+		device_unlock_page(op, pager_dpa(pager, page));
+}
+
+bool pager_poisoned(const struct pager *pager, const struct op *op, uint64_t page)
+{
+	if (pager->managed != NULL)
+		return zswap_poisoned(pager->managed, page);
+	return device_poisoned(op, pager_dpa(pager, page));
 }
 
 /* ---- ranges ---------------------------------------------------------------------------------------------- */
 
-/* The next page of [page, end) that has a device page, or end. */
-static uint64_t next_known(const struct pager *pager, uint64_t page, uint64_t end)
+/* The next page of [page, end) that has a device page, or, managed, a frame or an entry; or end. */
+static uint64_t next_known(struct pager *pager, uint64_t page, uint64_t end)
 {
 	bool skip = true;
 
+	if (pager->managed != NULL) {
+		uint64_t frame = pageset_next(&pager->resident_set, page);
+		uint64_t entry = pageset_next(&pager->managed->table.held, page);
+
+		page = frame < entry ? frame : entry;
+		return page < end ? page : end;
+	}
 	/* The table is sparse: at each page of its own, skip what is not there. */
 	for (; page < end; page++, skip = page % (PAGE_SIZE / sizeof(uint32_t)) == 0) {
 		if (skip)
@@ -91,7 +129,7 @@ static uint64_t next_known(const struct pager *pager, uint64_t page, uint64_t en
 	return page < end ? page : end;
 }
 
-uint64_t pager_find(const struct pager *pager, uint64_t page, uint64_t dpa)
+uint64_t pager_find(struct pager *pager, uint64_t page, uint64_t dpa)
 {
 	while ((page = next_known(pager, page, pager->pages)) < pager->pages) {
 		if (pager_dpa(pager, page) == dpa)
@@ -105,7 +143,7 @@ uint64_t pager_find(const struct pager *pager, uint64_t page, uint64_t dpa)
  * stands for. */
 static void drop_mark(struct pager *pager, struct op *op, uint64_t page)
 {
-	if (pager->wake && !pager_resident(pager, page) && device_poisoned(op, pager_dpa(pager, page)))
+	if (pager->wake && !pager_resident(pager, page) && pager_poisoned(pager, op, page))
 		pager_drop(pager, op, page, true);
 }
 
@@ -125,7 +163,11 @@ static void forget_batch(struct pager *pager, struct op *op, const struct batch 
 	}
 	if (frames->count > 0)
 		frames_drop(pager, op, frames->page, frames->count);
-	for (unsigned i = 0; i < batch->count; i++) {
+	for (unsigned i = 0; i < batch->count && pager->managed != NULL; i++) {
+		zswap_invalidate(pager->managed, op, batch->page[i], false);
+		pager_unlock(pager, op, batch->page[i]);
+	}
+	for (unsigned i = 0; i < batch->count && pager->managed == NULL; i++) {
 		uint64_t dpa = pager_dpa(pager, batch->page[i]);
 
 		atomic_store(&pager->table[batch->page[i]], 0);
@@ -186,6 +228,15 @@ void pager_open(struct pager *pager, uint64_t first, uint64_t count)
 	set_opened(pager, first, count, true);
 }
 
+/* The target is closed and has nothing: who has it locked only finds that out, and waits for nobody. */
+static void move_managed(struct pager *pager, struct op *op, uint64_t from, uint64_t to)
+{
+	lock_managed(pager, op, to, true);
+	zswap_move(pager->managed, from, to);
+	pager_unlock(pager, op, to);
+	pager_unlock(pager, op, from);
+}
+
 void pager_move(struct pager *pager, struct op *op, uint64_t from, uint64_t to, uint64_t count)
 {
 	uint64_t page = from;
@@ -196,6 +247,10 @@ void pager_move(struct pager *pager, struct op *op, uint64_t from, uint64_t to, 
 		if (!pager_lock_known(pager, op, page, true))
 			continue;
 		drop_mark(pager, op, page);
+		if (pager->managed != NULL) {
+			move_managed(pager, op, page, to + (page - from));
+			continue;
+		}
 		entry = atomic_load(&pager->table[page]);
 		/* Named twice for a moment: a death in between frees it all the same. */
 		atomic_store(&pager->table[to + (page - from)], entry);
@@ -212,8 +267,7 @@ bool pager_adopt(struct pager *pager, struct op *op, uint64_t page)
 		frame_dirtied(pager, op, page);
 		pageset_add(&pager->resident_set, page);
 		frame_set_referenced(pager, page, true);
-		atomic_fetch_add(&pager->resident, 1);
-		count(&pager->device->self->resident_frames, 1);
+		frames_take(pager, 1);
 	}
 	pager_unlock(pager, op, page);
 	return true;

@@ -162,7 +162,7 @@ static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t
 	if (!pager_lock_known(pager, op, page, true))
 		return FAULT_DONE;
 	if (!pager_resident(pager, page)) {
-		if (device_poisoned(op, pager_dpa(pager, page)))
+		if (pager_poisoned(pager, op, page))
 			result = FAULT_POISON;
 		else
 			pager_drop(pager, op, page, false);

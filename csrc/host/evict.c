@@ -3,6 +3,9 @@
 
 #include "thread.h"
 
+/* Batches that reclaim may take without progress: mm/memcontrol.c, MAX_RECLAIM_RETRIES. */
+#define RECLAIM_RETRIES 16u
+
 /* Asks for the first half of a frame that is looked at next: it has long left the caches, and the processor's own
  * prefetching begins anew with each page. */
 static void expect_frame(const uint8_t *frame)
@@ -11,14 +14,35 @@ static void expect_frame(const uint8_t *frame)
 		__builtin_prefetch(frame + i);
 }
 
-/* Writes back locked pages, none of them pinned, and drops their frames or makes them spare ones. Unlocks the pages. */
-static void evict_batch(struct pager *pager, struct op *op, const struct batch *batch, struct supply *supply)
+/* Stores the locked pages of a managed memory; those that nobody takes leave the batch. */
+static void demote_batch(struct pager *pager, struct op *op, struct batch *batch)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < batch->count; i++) {
+		if (i + 1 < batch->count)
+			expect_frame(pager_frame(pager, batch->page[i + 1]));
+		if (frame_demote(pager, op, batch->page[i], false))
+			batch->page[kept++] = batch->page[i];
+		else
+			pager_unlock(pager, op, batch->page[i]);
+	}
+	batch->count = kept;
+}
+
+/* Writes back locked pages, none of them pinned, and drops their frames or makes them spare ones. Unlocks the pages; how many
+ * frames were freed. */
+static unsigned evict_batch(struct pager *pager, struct op *op, struct batch *batch, struct supply *supply)
 {
 	unsigned written = 0;
 
 	if (!supply->alone)
 		frames_protect_dirty(pager, op, batch);
-	for (unsigned i = 0; i < batch->count; i++) {
+	if (pager->managed != NULL) {
+		demote_batch(pager, op, batch);
+		written = batch->count;
+	}
+	for (unsigned i = 0; i < batch->count && pager->managed == NULL; i++) {
 		if (i + 1 < batch->count && frame_dirty(pager, batch->page[i + 1]))
 			expect_frame(pager_frame(pager, batch->page[i + 1]));
 		if (frame_dirty(pager, batch->page[i])) {
@@ -32,6 +56,7 @@ static void evict_batch(struct pager *pager, struct op *op, const struct batch *
 	count_written_back(pager, op, written);
 	count(&lane_of(pager, op)->evicted, batch->count);
 	frames_unlock(pager, op, batch);
+	return batch->count;
 }
 
 /* Recent installs, as far as they leave three quarters of the window to the sweep. */
@@ -110,7 +135,8 @@ static bool choose_victims(struct pager *pager, struct op *op, unsigned most, st
 		/* A page that somebody works on is no victim. */
 		if (!pager_lock_known(pager, op, page, false))
 			continue;
-		if (pager_resident(pager, page) && !pager_pinned(pager, page))
+		/* A frame that nobody may read, and that could not go when it was closed, stays. */
+		if (pager_resident(pager, page) && !pager_pinned(pager, page) && !pager_closed(pager, page))
 			batch->page[batch->count++] = page;
 		else
 			pager_unlock(pager, op, page);
@@ -119,17 +145,41 @@ static bool choose_victims(struct pager *pager, struct op *op, unsigned most, st
 	return batch->count == 0 || own_batch(pager, op, batch);
 }
 
+/* Would n frames more take the memory's group past its limit? Threads that ask at once may take it past it together. */
+static bool over_group(const struct pager *pager, unsigned n)
+{
+	const struct zswap_memory *memory = pager->managed;
+
+	return memory != NULL &&
+	       memcg_over(&memory->zswap->groups, memory->group, n * (uint64_t)PAGE_SIZE) != MEMCG_NONE;
+}
+
+/* Reclaim could not help. */
+static void count_oom(const struct pager *pager, unsigned n)
+{
+	struct memcgs *groups = &pager->managed->zswap->groups;
+	uint32_t group = memcg_over(groups, pager->managed->group, n * (uint64_t)PAGE_SIZE);
+
+	if (group != MEMCG_NONE)
+		count(&groups->group[group].oom, 1);
+}
+
 /* Adds frames to the resident ones, if the window allows, or all the same. Not add and undo: others would find it full
  * who fit. */
 static bool take_frames(struct pager *pager, unsigned n, bool anyway)
 {
 	uint64_t resident = atomic_load(&pager->resident);
 
+	if (!anyway && over_group(pager, n))
+		return false;
 	do {
 		if (resident + n > pager->window && !anyway)
 			return false;
 	} while (!atomic_compare_exchange_weak(&pager->resident, &resident, resident + n));
 	count(&pager->device->self->resident_frames, n);
+	frames_charge(pager, n);
+	if (pager->managed != NULL && resident + n > pager->high)
+		zswap_want(pager->managed->zswap, CRAM_WORK_RECLAIM);
 	return true;
 }
 
@@ -137,6 +187,9 @@ struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 {
 	struct supply supply = { .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
 
+	/* Frames that change hands are charged to nobody anew: where a group has a limit, it is asked. */
+	if (pager->managed != NULL && pager->managed->group != 0)
+		supply.recycle = false;
 	/* The kernel's own accesses, which a monitor answers, come from no thread of ours. */
 	supply.alone = supply.recycle && !pager->wake && thread_alone();
 	/* The race: another thread writes to a page between its arrival, writable, and its protection; we would take
@@ -148,26 +201,50 @@ struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct supply *supply)
 {
 	struct batch *batch = &work_of(op)->chosen;
+	unsigned tries = 0;
 	bool anyway = false;
 
 	while (!take_frames(pager, want, anyway)) {
 		/* A device without a free page takes nothing more: what was shared by forks, and written to, stays. */
 		anyway = !choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
 		if (batch->count > 0) {
-			evict_batch(pager, op, batch, supply);
+			unsigned freed = evict_batch(pager, op, batch, supply);
+
 			if (supply->spare > 0)
 				return;
+			if (pager->managed == NULL)
+				continue;
+			zswap_count(pager->managed->zswap, CRAM_ZSWAP_DIRECT_RECLAIM, freed);
+			/* Nobody takes a page, or what is stored is charged as what was freed: no progress. The limit
+			 * gives way, and what is in memory stays readable; the kernel would kill. */
+			if ((freed == 0 || over_group(pager, want)) && ++tries == RECLAIM_RETRIES) {
+				anyway = true;
+				count_oom(pager, want);
+			}
 			continue;
+		}
+		if (over_group(pager, want)) {
+			/* The group's other memories have it all; they are not ours to reclaim from in a fault. */
+			zswap_want(pager->managed->zswap, CRAM_WORK_RECLAIM);
+			anyway = ++tries == RECLAIM_RETRIES;
+			if (anyway)
+				count_oom(pager, want);
 		}
 		/* All in other threads' hands, or pinned: take less, and let them go on. */
 		want = 1;
 		supply->recycle = false;
-		place_park(pager->device->clients, pager->device->client, op->place);
-		sleep_ns(20000);
-		while (!place_unpark(pager->device->clients, pager->device->client, op->place))
-			device_reap(pager->device, NULL);
+		device_nap(op, 20000);
 	}
 	supply->frames = want;
+}
+
+unsigned pager_reclaim(struct pager *pager, struct op *op, uint64_t pages)
+{
+	struct batch *batch = &work_of(op)->chosen;
+	struct supply supply = { .recycle = false };
+
+	choose_victims(pager, op, pages < pager->batch ? (unsigned)pages : pager->batch, batch);
+	return batch->count == 0 ? 0 : evict_batch(pager, op, batch, &supply);
 }
 
 void pager_evict_all(struct pager *pager, struct op *op)

@@ -34,7 +34,7 @@ bool frame_spend_chance(struct pager *pager, uint64_t page)
 void frame_dirtied(struct pager *pager, struct op *op, uint64_t page)
 {
 	/* Anonymous memory dies with its client, and others may have the same device page. */
-	if (pager->table == NULL)
+	if (!pager_anonymous(pager))
 		device_mark_dirty(op, pager_dpa(pager, page), true);
 	pageset_add(&pager->dirty_set, page);
 	count(&pager->device->self->dirty_frames, 1);
@@ -45,7 +45,7 @@ void frame_dirtied(struct pager *pager, struct op *op, uint64_t page)
 
 void frame_cleaned(struct pager *pager, struct op *op, uint64_t page)
 {
-	if (pager->table == NULL)
+	if (!pager_anonymous(pager))
 		device_mark_dirty(op, pager_dpa(pager, page), false);
 	pageset_remove(&pager->dirty_set, page);
 	atomic_fetch_sub(&pager->device->self->dirty_frames, 1);
@@ -164,7 +164,24 @@ bool frame_store(struct pager *pager, struct op *op, uint64_t page)
 	return stored;
 }
 
-void frames_drop(struct pager *pager, const struct op *op, const uint64_t *pages, unsigned n)
+bool frame_demote(struct pager *pager, struct op *op, uint64_t page, bool force)
+{
+	if (!zswap_store(pager->managed, op, page, pager_frame(pager, page), force))
+		return false;
+	frame_cleaned(pager, op, page);
+	return true;
+}
+
+/* A frame that should have gone and did not (it is locked in memory) is the truth again. */
+static void keep_frames(struct pager *pager, struct op *op, const uint64_t *pages, unsigned n)
+{
+	for (unsigned i = 0; i < n && pager->managed != NULL; i++) {
+		zswap_invalidate(pager->managed, op, pages[i], false);
+		frame_dirtied(pager, op, pages[i]);
+	}
+}
+
+void frames_drop(struct pager *pager, struct op *op, const uint64_t *pages, unsigned n)
 {
 	struct iovec *ranges = work_of(op)->ranges;
 	int runs = 0;
@@ -183,6 +200,7 @@ void frames_drop(struct pager *pager, const struct op *op, const uint64_t *pages
 		/* They stay: frames that hold the right bytes, and are protected as clean ones must be. */
 		for (int i = 0; i < runs; i++)
 			uffd_protect(pager->uffd, ranges[i].iov_base, ranges[i].iov_len, true);
+		keep_frames(pager, op, pages, n);
 		return;
 	}
 	for (unsigned i = 0; i < n; i++)
@@ -235,11 +253,13 @@ void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 		uffd_protect(pager->uffd, range.iov_base, PAGE_SIZE, true);
 		if (discard)
 			frame_cleaned(pager, op, page);
-		else
+		else if (pager->managed == NULL)
 			frame_store(pager, op, page);
+		else if (!frame_demote(pager, op, page, true))
+			return;
 	}
-	if (uffd_drop(&range, 1) == 0 && resident) {
-		pageset_remove(&pager->resident_set, page);
-		frames_give_back(pager, 1);
-	}
+	if (resident)
+		frames_drop(pager, op, &page, 1);
+	else
+		uffd_drop(&range, 1);
 }

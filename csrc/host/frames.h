@@ -63,9 +63,22 @@ static inline void count_written_back(struct pager *pager, const struct op *op, 
 	count(&lane_of(pager, op)->written_back, n);
 	count(&pager->device->self->written_back, n);
 }
+static inline void frames_charge(struct pager *pager, int64_t n)
+{
+	if (pager->managed != NULL)
+		memcg_charge_anon(&pager->managed->zswap->groups, pager->managed->group, n * (int64_t)PAGE_SIZE);
+}
+/* Counts frames that are there, whatever the window says. */
+static inline void frames_take(struct pager *pager, uint64_t n)
+{
+	frames_charge(pager, (int64_t)n);
+	atomic_fetch_add(&pager->resident, n);
+	count(&pager->device->self->resident_frames, n);
+}
 /* Frames that were reserved in the window are free for others. */
 static inline void frames_give_back(struct pager *pager, uint64_t n)
 {
+	frames_charge(pager, -(int64_t)n);
 	atomic_fetch_sub(&pager->resident, n);
 	atomic_fetch_sub_explicit(&pager->device->self->resident_frames, n, memory_order_relaxed);
 }
@@ -104,8 +117,11 @@ void frame_store_snapshot(struct pager *pager, struct op *op, uint64_t page);
 /* Protects the dirty pages among them, range by range: one call costs little more than one page, and a page between
  * them that is not ours only faults once for nothing. Pinned pages are left alone. */
 void frames_protect_dirty(struct pager *pager, const struct op *op, const struct batch *batch);
+/* Stores the frame of a managed page, which is protected or cannot be touched; it still stands. False: nobody takes it, and it
+ * stays. */
+bool frame_demote(struct pager *pager, struct op *op, uint64_t page, bool force);
 /* Drops the frames of n locked pages, which are clean, with one call for all. */
-void frames_drop(struct pager *pager, const struct op *op, const uint64_t *pages, unsigned n);
+void frames_drop(struct pager *pager, struct op *op, const uint64_t *pages, unsigned n);
 /* Moves the frames of locked pages, which are clean, to the place's spare pages, as far as they come in long runs;
  * returns how many. They still count as resident: they are the caller's. */
 unsigned frames_keep(struct pager *pager, const struct op *op, const struct batch *batch);

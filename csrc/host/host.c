@@ -150,14 +150,18 @@ static int start_closing(cram_device *device)
 {
 	struct visit visit;
 	unsigned maps;
+	bool node;
 	int code = visit_begin_at(device, &visit, true);
 
 	if (code != 0)
 		return code;
 	maps = count_maps(device);
-	if (maps == 0)
+	node = atomic_load(&device->used_as_node) > 0;
+	if (maps == 0 && !node)
 		atomic_store(&device->closing, true);
 	visit_end(&visit);
+	if (node)
+		return cram_fail(CRAM_EBUSY, "the device is a manager's node");
 	return maps == 0 ? 0 : cram_fail(CRAM_EBUSY, "%u mappings of this device exist", maps);
 }
 
@@ -195,7 +199,16 @@ void cram_free(cram_device *device)
 	if (device == NULL)
 		return;
 	cram_close(device);
-	free_handle(device);
+	/* Whoever has it as a node comes later: a cycle of objects ends in any order. */
+	atomic_store(&device->orphaned, true);
+	if (atomic_load(&device->used_as_node) == 0)
+		free_handle(device);
+}
+
+void host_release_node(cram_device *device)
+{
+	if (atomic_fetch_sub(&device->used_as_node, 1) == 1 && atomic_load(&device->orphaned))
+		cram_free(device);
 }
 
 int cram_check(const cram_device *device)

@@ -16,22 +16,27 @@
 #include "visit.h"
 
 #define WINDOW_MIN (64u << 10)
+#define MANAGED_MAX (1ull << 40)
 
-static int check_map_params(const struct cram_device *device, const struct cram_map_params *p)
+static int check_map_params(const struct cram_device *device, const struct cram_map_params *p, bool managed)
 {
 	uint64_t advertised = device->params.advertised;
 
-	if (p->anonymous != 0)
+	if (managed)
+		advertised = MANAGED_MAX;
+	else if (p->anonymous != 0)
 		advertised *= DPAS_SPAN;
 	if (p->anonymous > 1 || (p->anonymous && p->dpa != 0))
 		return cram_fail(CRAM_EINVAL, "anonymous %u at 0x%" PRIx64 ": not 0, or 1 at 0", p->anonymous, p->dpa);
+	if (managed && (p->length % PAGE_SIZE != 0 || p->length == 0 || p->length > advertised))
+		return cram_fail(CRAM_EINVAL, "%" PRIu64 " bytes of managed memory: not whole pages, up to 1 TiB", p->length);
 	if (p->dpa % PAGE_SIZE != 0 || p->length % PAGE_SIZE != 0 || p->length == 0 || p->dpa > advertised ||
 	    p->length > advertised - p->dpa)
 		return cram_fail(CRAM_EINVAL,
 				 "range of 0x%" PRIx64 " bytes at 0x%" PRIx64 ": not whole pages within the advertised 0x%" PRIx64,
 				 p->length, p->dpa, advertised);
 	if (p->window % PAGE_SIZE != 0 || p->window < WINDOW_MIN)
-		return cram_fail(CRAM_EINVAL, "window of %" PRIu64 " bytes: not a multiple of 4096 from 64 KiB", p->window);
+		return cram_fail(CRAM_EINVAL, "frames of %" PRIu64 " bytes: not a multiple of 4096 from 64 KiB", p->window);
 	if (p->delivery != CRAM_MONITOR && p->delivery != CRAM_INLINE)
 		return cram_fail(CRAM_EINVAL, "delivery %u: not monitor (0) or inline (1)", p->delivery);
 	return 0;
@@ -131,6 +136,8 @@ static void list_map(struct cram_device *device, struct cram_map *old, struct cr
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		if (device->maps[i] == old) {
 			device->maps[i] = new;
+			if (new != NULL)
+				new->managed.number = i;
 			return;
 		}
 	}
@@ -161,6 +168,8 @@ static int claim_pages(struct cram_map *map, bool anonymous)
 	struct dpa_table table;
 	int code;
 
+	if (map->pager.managed != NULL)
+		return 0;
 	if (!anonymous)
 		return device_claim(device, map->pager.first, map->pager.pages, &map->claim);
 	code = device_open_table(device, &table);
@@ -171,6 +180,8 @@ static int claim_pages(struct cram_map *map, bool anonymous)
 
 static void unclaim_pages(struct cram_map *map)
 {
+	if (map->pager.managed != NULL)
+		return;
 	if (map->pager.table != NULL)
 		device_close_table(map->pager.device);
 	else
@@ -186,20 +197,46 @@ int cram_map_create(cram_device *device, const struct cram_map_params *params, c
 	return code;
 }
 
+static void free_map(struct cram_map *map)
+{
+	swaptable_deinit(&map->managed.table);
+	memory_unmap(map, sizeof(*map));
+}
+
+/* Takes the memory under a manager. */
+static int manage(struct cram_map *map, struct zswap *zswap, uint32_t group)
+{
+	map->managed.zswap = zswap;
+	map->managed.group = group;
+	map->pager.managed = &map->managed;
+	if (swaptable_init(&map->managed.table, map->pager.pages))
+		return 0;
+	return cram_fail(CRAM_ENOMEM, "no memory for a swap table of %" PRIu64 " pages", map->pager.pages);
+}
+
 int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **result)
+{
+	return map_create_managed(device, params, memory, NULL, 0, result);
+}
+
+int map_create_managed(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
+		       cram_map **result)
 {
 	struct cram_map *map;
 	struct visit visit;
-	int code = check_map_params(device, params);
+	int code = check_map_params(device, params, zswap != NULL);
 
 	if (code != 0)
 		return code;
 	map = new_map(device, params);
 	if (map == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for a mapping handle");
-	code = visit_begin_at(device, &visit, true);
+	if (zswap != NULL)
+		code = manage(map, zswap, group);
+	if (code == 0)
+		code = visit_begin_at(device, &visit, true);
 	if (code != 0) {
-		memory_unmap(map, sizeof(*map));
+		free_map(map);
 		return code;
 	}
 	code = claim_pages(map, params->anonymous);
@@ -212,7 +249,7 @@ int map_create(cram_device *device, const struct cram_map_params *params, void *
 	}
 	visit_end(&visit);
 	if (code != 0) {
-		memory_unmap(map, sizeof(*map));
+		free_map(map);
 		return code;
 	}
 	*result = map;
@@ -243,7 +280,7 @@ void cram_unmap(cram_map *map)
 	 * page operations stop to look for frames here. A device with mappings does not close: a visit is to be had. */
 	delivery_stop(&map->delivery);
 	visit_begin_op(device, &visit);
-	if (map->pager.table != NULL)
+	if (pager_anonymous(&map->pager))
 		pager_discard(&map->pager, visit.op, 0, map->pager.pages);
 	else
 		pager_evict_all(&map->pager, visit.op);
@@ -261,7 +298,7 @@ void cram_map_free(cram_map *map)
 {
 	cram_unmap(map);
 	if (map != NULL)
-		memory_unmap(map, sizeof(*map));
+		free_map(map);
 }
 
 void *cram_map_address(const cram_map *map)

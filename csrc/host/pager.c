@@ -12,6 +12,10 @@
 /* Pages protected and compressed together by a flush. */
 #define FLUSH_BATCH 64u
 
+/* Background reclaim keeps so much of the window free: it begins with the lesser share left, and ends with the greater. */
+#define HIGH_SHARE 32u
+#define LOW_SHARE 16u
+
 #define AGE_PERIOD_BITS 12u
 #define AGE_PERIOD_MASK ((1u << AGE_PERIOD_BITS) - 1)
 #define AGE_EXPONENT_MAX 6u
@@ -32,14 +36,16 @@ int pager_init(struct pager *pager)
 	pager->referenced = memory_map(bitmap_size(pager), -1);
 	pager->pinned = memory_map(bitmap_size(pager), -1);
 	pager->age = memory_map(pager->pages * sizeof(*pager->age), -1);
-	if (pager->table != NULL)
+	if (pager_anonymous(pager))
 		pager->opened = memory_map(bitmap_size(pager), -1);
-	if (!sets || (pager->table != NULL && pager->opened == NULL) || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
+	if (!sets || (pager_anonymous(pager) && pager->opened == NULL) || pager->referenced == NULL || pager->pinned == NULL || pager->age == NULL) {
 		pager_deinit(pager);
 		return cram_fail(CRAM_ENOMEM, "no memory for the tables of a mapping of %llu pages",
 				 (unsigned long long)pager->pages);
 	}
 	pager->batch = pager->window / 8 < BATCH_MAX ? (unsigned)(pager->window / 8) : BATCH_MAX;
+	pager->high = pager->window - pager->window / HIGH_SHARE;
+	pager->low = pager->window - pager->window / LOW_SHARE;
 	return 0;
 }
 
@@ -138,19 +144,27 @@ static void fault_resident(struct pager *pager, struct op *op, uint64_t page, bo
 	}
 }
 
+/* A locked page's bytes; false: it is poison. */
+static bool load(struct pager *pager, struct op *op, uint64_t page, uint8_t *to)
+{
+	if (pager->managed != NULL)
+		return zswap_load(pager->managed, op, page, to);
+	return device_load(op, pager_dpa(pager, page), to) == 0;
+}
+
 /* Reads the locked page and those that follow into `to`, locking them, as far as they are missing and whole; returns
  * how many, 0 when the page itself is poison. */
 static unsigned gather(struct pager *pager, struct op *op, uint64_t page, unsigned most, uint8_t *to)
 {
 	unsigned n = 0;
 
-	if (device_load(op, pager_dpa(pager, page), to) != 0)
+	if (!load(pager, op, page, to))
 		return 0;
 	for (n = 1; n < most && page + n < pager->pages; n++) {
 		if (pager_closed(pager, page + n) || !pager_trylock(pager, op, page + n))
 			break;
-		if (pager_resident(pager, page + n) || device_poisoned(op, pager_dpa(pager, page + n)) ||
-		    device_load(op, pager_dpa(pager, page + n), to + n * PAGE_SIZE) != 0) {
+		if (pager_resident(pager, page + n) || pager_poisoned(pager, op, page + n) ||
+		    !load(pager, op, page + n, to + n * PAGE_SIZE)) {
 			pager_unlock(pager, op, page + n);
 			break;
 		}
@@ -216,12 +230,22 @@ static int install(struct pager *pager, struct op *op, uint64_t page, unsigned n
 	return 0;
 }
 
+/* Pages that have come: what the manager kept of them goes, now that their frames are the truth. */
+static void promote(struct pager *pager, struct op *op, uint64_t page, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (pager_resident(pager, page + i))
+			zswap_invalidate(pager->managed, op, page + i, true);
+}
+
 enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page, bool write)
 {
 	struct lane *lane = lane_of(pager, op);
 	struct stream *stream = find_stream(lane, page);
 	unsigned want = stream->depth < pager->batch ? stream->depth : pager->batch;
-	struct supply supply = evict_plan(pager, want, write);
+	/* A managed page that has a frame is nowhere else. */
+	bool dirty = write || pager->managed != NULL;
+	struct supply supply = evict_plan(pager, want, dirty);
 	enum fault_result result = FAULT_DONE;
 	uint8_t *frames;
 	unsigned n = 0;
@@ -239,7 +263,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		result = FAULT_DONE;
 	} else if (pager_resident(pager, page)) {
 		fault_resident(pager, op, page, write, stream);
-	} else if (device_poisoned(op, pager_dpa(pager, page)) ||
+	} else if (pager_poisoned(pager, op, page) ||
 		   (n = gather(pager, op, page, supply.frames, frames)) == 0) {
 		result = FAULT_POISON;
 		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
@@ -251,8 +275,10 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		if (n > 1)
 			count(&lane->prefetched, n - 1);
 		stream->next = page + n;
-		if (install(pager, op, page, n, write, frames, supply.spare > 0) != 0)
+		if (install(pager, op, page, n, dirty, frames, supply.spare > 0) != 0)
 			result = FAULT_FAILED;
+		else if (pager->managed != NULL)
+			promote(pager, op, page, n);
 	}
 	for (unsigned i = 1; i < n; i++)
 		pager_unlock(pager, op, page + i);
@@ -302,6 +328,9 @@ static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t e
 
 void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
 {
+	/* Managed frames are written nowhere while they stay. */
+	if (pager->managed != NULL)
+		return;
 	flush(pager, op, first, first + count, NULL);
 }
 

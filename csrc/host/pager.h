@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * pager.h - frames under a budget: memory whose pages are a range of the device, one to one, or anonymous: each gets a
- * device page of its own at its first touch, which forks share until one of them writes.
+ * device page of its own at its first touch, which forks share until one of them writes; or managed: where a page without a
+ * frame is, a manager decides (zswap.h).
  *
  * It does not know how a fault arrives (delivery.h), nor who else has the device open. Pages are numbered from the
  * mapping's start. Per page it keeps bits (resident, dirty, referenced, pinned) and 16 bits of write-back age.
@@ -13,6 +14,7 @@
  *   resident       clean: write-protected, the media has the same bytes
  *                  dirty: the frame is the truth, and the page map's entry says DIRTY. It may be protected all the
  *                         same (a sweep protects whole ranges): the next write faults and finds it dirty
+ *                  managed: always dirty, and without an entry in the swap table
  * Eviction takes victims by trylock, so that it never waits with a page in hand.
  */
 #ifndef CRAM_PAGER_H
@@ -24,6 +26,7 @@
 
 #include "device/device.h"
 #include "pageset.h"
+#include "zswap.h"
 
 #define PAGER_PINS_MAX 256u
 #define PAGER_RECENT 8u
@@ -55,13 +58,15 @@ struct pager {
 	uint8_t *base;
 	uint64_t pages;
 	uint64_t first;       /* DPA of the first page, in pages; one to one */
-	_Atomic uint32_t *table; /* the device page of each page (dpas.h); NULL: one to one */
+	_Atomic uint32_t *table; /* the device page of each page (dpas.h); NULL: one to one, or managed */
+	struct zswap_memory *managed; /* NULL: the device's own; else device is but the home (zswap.h) */
 	_Atomic uint64_t *opened; /* bitmap, anonymous: pages that may be accessed; others never get a frame */
 	int uffd;
 	uint8_t *spares;      /* DEVICE_BATCH pages a place, empty but during an eviction; NULL: frames cannot be moved */
 	bool wake;            /* somebody may sleep on a page that turns out to be there (monitor delivery) */
 	bool timed;           /* a periodic write-back wants to hear of the first dirty frame */
 	uint64_t window;      /* frames at most */
+	uint64_t low, high;   /* managed: reclaim in the background begins above high, and ends at low */
 	unsigned batch;       /* frames that an eviction frees */
 	_Alignas(64) _Atomic uint64_t resident;
 	_Alignas(64) _Atomic uint64_t dirty;
@@ -116,7 +121,10 @@ void pager_evict_all(struct pager *pager, struct op *op);
 int pager_pin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
 int pager_unpin(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
 
-/* Anonymous memory: */
+/* Takes frames from a managed memory and stores them, at most one batch: how many of `pages`; 0 when none is to be had. */
+unsigned pager_reclaim(struct pager *pager, struct op *op, uint64_t pages);
+
+/* Anonymous memory, managed or not: */
 
 /* Drops the pages of a range and gives their device pages back: they read as zeros. */
 void pager_discard(struct pager *pager, struct op *op, uint64_t first, uint64_t count);
@@ -130,7 +138,7 @@ void pager_move(struct pager *pager, struct op *op, uint64_t from, uint64_t to, 
 /* Takes a page over that the kernel has filled before anybody watched: a dirty frame. False: the device has no page. */
 bool pager_adopt(struct pager *pager, struct op *op, uint64_t page);
 /* The page, at or after this one, whose device page is dpa; UINT64_MAX when none is. A walk through the table. */
-uint64_t pager_find(const struct pager *pager, uint64_t page, uint64_t dpa);
+uint64_t pager_find(struct pager *pager, uint64_t page, uint64_t dpa);
 
 /* Locks a page: its device page, for which anonymous memory may have to take one. False: the device has none left. */
 bool pager_lock(struct pager *pager, struct op *op, uint64_t page);
@@ -142,10 +150,16 @@ void pager_unlock(struct pager *pager, struct op *op, uint64_t page);
 
 /* On a page that op has locked: */
 
+/* Has it a poisoned line, as far as can be told without loading it? */
+bool pager_poisoned(const struct pager *pager, const struct op *op, uint64_t page);
 /* The page's device page. */
 static inline uint64_t pager_dpa(const struct pager *pager, uint64_t page)
 {
 	return pager->table == NULL ? pager->first + page : atomic_load_explicit(&pager->table[page], memory_order_relaxed) - 1;
+}
+static inline bool pager_anonymous(const struct pager *pager)
+{
+	return pager->table != NULL || pager->managed != NULL;
 }
 static inline bool pager_closed(const struct pager *pager, uint64_t page)
 {
@@ -166,7 +180,8 @@ static inline uint8_t *pager_frame(const struct pager *pager, uint64_t page)
 }
 /* Writes to a resident page through its frame; from NULL writes zeros. */
 void pager_write(struct pager *pager, struct op *op, uint64_t page, const void *from);
-/* Writes the page back if it is dirty, or not (discard), and drops its frame or poison mark. */
+/* Writes the page back if it is dirty, or not (discard), and drops its frame or poison mark. A managed page goes wherever there
+ * is room, past all limits; it stays where the machine has none. */
 void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard);
 
 #endif

@@ -217,7 +217,7 @@ int plane_command(cram_device *device, struct op *op, enum request_kind kind, ui
 
 	device_lock_page(op, page);
 	pager = anonymous ? find_anonymous(device, page, &index) : find_pager(device, page, &index);
-	if (anonymous && pager == NULL) {
+	if (anonymous && pager == NULL && !device_holds(op, page)) {
 		code = CRAM_ENOENT;
 	} else if (!anonymous && device_foreign(op, page)) {
 		code = CRAM_EBUSY;

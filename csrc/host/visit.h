@@ -22,6 +22,8 @@ struct cram_map {
 	struct cram_device *owner;
 	struct pager pager;
 	struct delivery delivery;
+	struct zswap_memory managed; /* where pager.managed points, if it does */
+	uint64_t shrink_hand;        /* where the shrinker goes on; one thread's */
 	int claim;
 	bool closed;         /* under the owner's maps_lock */
 	uint64_t period_ns;  /* of the write-back; 0: off */
@@ -37,6 +39,8 @@ struct cram_device {
 	 * before any op. */
 	pthread_rwlock_t maps_lock;
 	_Atomic bool closing;           /* changes under maps_lock */
+	_Atomic uint32_t used_as_node;  /* by managers of this process: it does not close */
+	_Atomic bool orphaned;          /* cram_free() has come before the last of them let go */
 	_Atomic uint32_t waiters;       /* threads in cram_event_wait() */
 	struct cram_map *maps[CLAIMS_MAX];
 };
@@ -44,8 +48,13 @@ struct cram_device {
 /* cram_map_create(), in memory that the caller has reserved for it; NULL: in new memory. Of anonymous memory no page may be
  * accessed yet (pager_open()), and children of fork inherit what the caller has reserved. */
 int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **map);
+/* The same for memory that zswap manages; device is its home. */
+int map_create_managed(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
+		       cram_map **map);
 /* In a child of fork that takes the device over: its own service thread. */
 int host_restart_service(cram_device *device);
+/* A manager lets the device go, which may have been the last to want it. */
+void host_release_node(cram_device *device);
 /* Gives a mapping that can move frames its spare pages. */
 void map_spares(struct pager *pager, bool move);
 

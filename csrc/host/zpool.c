@@ -459,6 +459,17 @@ void zpool_free(struct zpool *pool, zpool_handle handle)
 		free_zspage(pool, class, zspage);
 }
 
+void zpool_set_owner(struct zpool *pool, zpool_handle handle, uint64_t owner)
+{
+	struct size_class *class = class_of(pool, handle);
+
+	/* The race: compaction reads the header, but moves nothing: it asks for the old owner, who is locked, or for the new
+	 * one, who is too. */
+	lock(&class->lock);
+	*header_of(pool, class, handle) = owner << 1 | HEADER_USED;
+	futex_unlock(&class->lock);
+}
+
 /* ---- compaction ----------------------------------------------------------------------------------------- */
 
 static void copy_object(struct zpool *pool, const struct size_class *class, zpool_handle from, zpool_handle to)

@@ -74,6 +74,8 @@ void zpool_write(struct zpool *pool, zpool_handle handle, const void *from, uint
 /* Where they are: in the pool if they lie in one piece, else in the buffer, of at least size bytes. */
 const void *zpool_read(const struct zpool *pool, zpool_handle handle, uint32_t size, void *buffer);
 void zpool_free(struct zpool *pool, zpool_handle handle);
+/* The object is another owner's from now on; both are locked. */
+void zpool_set_owner(struct zpool *pool, zpool_handle handle, uint64_t owner);
 
 /* Called by compaction, which holds a class's lock: they may not wait, nor call anything here but zpool_read(). */
 struct zpool_mover {
@@ -91,6 +93,12 @@ uint64_t zpool_compact(struct zpool *pool, const struct zpool_mover *mover);
 static inline uint64_t zpool_pages(const struct zpool *pool)
 {
 	return atomic_load_explicit(&pool->pages, memory_order_relaxed);
+}
+
+/* Free pages that keep their host memory. */
+static inline uint64_t zpool_cached(const struct zpool *pool)
+{
+	return atomic_load_explicit(&pool->cached, memory_order_relaxed);
 }
 
 /* A line of debugfs' zsmalloc/POOL/classes. */

@@ -1,0 +1,121 @@
+"""Memory cgroups of a manager: names and meaning of cgroup-v2.rst, in bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from cram_emu._core import check, ffi, fields, lib
+from cram_emu.errors import InvalidArgument
+from cram_emu.sizes import parse_size
+
+if TYPE_CHECKING:
+    from cram_emu.host.zswap import Zswap
+
+_NONE = 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemcgStats:
+    """Counters of a group and all below it (struct cram_memcg_stats)."""
+
+    anon: int  #: bytes of frames
+    zswap: int  #: bytes charged for what is stored
+    zswapped: int  #: pages that are stored
+    zswpin: int  #: pages
+    zswpout: int
+    zswpwb: int
+    max_events: int  #: memory.events: so often the limit was met
+    oom: int  #: and so often reclaim did not help
+
+
+class Memcg:
+    """A group of memories with limits; made by Zswap.memcg(). Groups below it count as part of it.
+
+    When its memories would go past `max`, a fault reclaims from its own memory first; if that makes no progress the
+    limit gives way and `oom` counts: the kernel would kill.
+    """
+
+    def __init__(self, manager: Zswap, number: int, parent: Memcg | None):
+        self._manager = manager
+        self.number = number
+        self.parent = parent
+
+    def _stats(self):
+        stats = ffi.new("struct cram_memcg_stats *")
+        check(lib.cram_memcg_read_stats(self._manager._handle, self.number, stats))
+        return stats[0]
+
+    @property
+    def stats(self) -> MemcgStats:
+        values = fields(self._stats())
+        return MemcgStats(**{field.name: values[field.name] for field in dataclasses.fields(MemcgStats)})
+
+    @property
+    def current(self) -> int:
+        """memory.current"""
+        stats = self._stats()
+        return stats.anon + stats.zswap
+
+    @property
+    def zswap_current(self) -> int:
+        """memory.zswap.current"""
+        return self._stats().zswap
+
+    @property
+    def max(self) -> int | None:
+        """memory.max; None: no limit."""
+        return _limit(self._stats().max)
+
+    @max.setter
+    def max(self, value: int | str | None) -> None:
+        self._set(max=_number(value))
+
+    @property
+    def zswap_max(self) -> int | None:
+        """memory.zswap.max"""
+        return _limit(self._stats().zswap_max)
+
+    @zswap_max.setter
+    def zswap_max(self, value: int | str | None) -> None:
+        self._set(zswap_max=_number(value))
+
+    @property
+    def zswap_writeback(self) -> bool:
+        """memory.zswap.writeback: False keeps everything of the group, and of those below it, out of the swap file."""
+        return bool(self._stats().writeback)
+
+    @zswap_writeback.setter
+    def zswap_writeback(self, value: bool) -> None:
+        self._set(writeback=bool(value))
+
+    def _set(self, **changes: int) -> None:
+        stats = self._stats()
+        values = {"max": stats.max, "zswap_max": stats.zswap_max, "writeback": stats.writeback, **changes}
+        check(
+            lib.cram_memcg_set(
+                self._manager._handle, self.number, values["max"], values["zswap_max"], values["writeback"]
+            )
+        )
+
+    def __contains__(self, other: Memcg) -> bool:
+        """Is the other group this one, or below it?"""
+        at: Memcg | None = other
+        while at is not None:
+            if at.number == self.number:
+                return True
+            at = at.parent
+        return False
+
+
+def _limit(value: int) -> int | None:
+    return None if value == _NONE else value
+
+
+def _number(value: int | str | None) -> int:
+    if value is None:
+        return _NONE
+    size = parse_size(value)
+    if size >= _NONE:
+        raise InvalidArgument(f"limit {value!r}: over 16 EiB")
+    return size

@@ -1,0 +1,264 @@
+"""Compressed devices as memory nodes of a manager, and their drivers' callbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+import threading
+import time
+import warnings
+import weakref
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cram_emu._core import check, ffi, lib
+from cram_emu.device import PAGE, Device, Interrupt, Stats
+from cram_emu.errors import CramError, InvalidArgument
+
+if TYPE_CHECKING:
+    from cram_emu.host.zswap import Zswap
+
+#: A callback that takes longer than this is reported.
+SLOW_SECONDS = 0.1
+_BATCH = 256
+
+_REFUSALS = {
+    lib.CRAM_REFUSED_NO_ALLOC: "no_alloc",
+    lib.CRAM_REFUSED_VERDICT: "verdict",
+    lib.CRAM_REFUSED_PRESSURE: "pressure",
+    lib.CRAM_REFUSED_FULL: "full",
+    lib.CRAM_REFUSED_CALLBACK: "callback",
+    lib.CRAM_REFUSED_LIMIT: "limit",
+}
+
+
+def _has_room(node: Node, registers: Stats) -> bool:
+    return registers.remaining > 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Driver:
+    """A node's driver: what the manager asks and tells it. All run in the manager's thread, interrupt in the device's.
+
+    Pages are numbers of device pages (DPA / 4096), in an array("Q"), or, with batched=False, one by one. A callback that
+    raises, or takes long, is reported and counted; no page is lost by it.
+    """
+
+    #: safe(node, registers): may the node take pages, as far as its registers tell? Asked at most every query_interval.
+    safe: Callable[[Node, Stats], bool] = _has_room
+    #: page_allocated(node, pages): 0, -ENXIO (not a page of this driver) or another negative errno, for all or a list for
+    #: each. Asked in advance, for pages that are empty yet; a reclaim inside a fault does not ask it.
+    page_allocated: Callable[[Node, array | int], int | list[int]] | None = None
+    #: page_freed(node, pages): they hold nothing any more.
+    page_freed: Callable[[Node, array | int], object] | None = None
+    #: promoted(node, pages): they were given frames, and are freed next.
+    promoted: Callable[[Node, array | int], object] | None = None
+    #: interrupt(node, interrupt)
+    interrupt: Callable[[Node, Interrupt], object] | None = None
+    batched: bool = True
+    #: Each store looks at the device's registers too; False: only at what was published at the last question or interrupt.
+    live_registers: bool = True
+    #: Pages that may wait to be trimmed, 0 to 4096, and for how long (seconds); 0: trimmed at once.
+    trim_buffer: int = 0
+    flush_interval: float = 1.0
+
+    def check(self) -> None:
+        """InvalidArgument, naming the value."""
+        if not 0 <= self.trim_buffer <= 4096:
+            raise InvalidArgument(f"trim_buffer {self.trim_buffer!r}: not from 0 to 4096 pages")
+        if not 0 < self.flush_interval <= 3600:
+            raise InvalidArgument(f"flush_interval {self.flush_interval!r}: not from 0 to 3600 seconds")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeStats:
+    """Counters of a node (struct cram_node_stats); pages unless said otherwise."""
+
+    stored: int  #: now
+    promoted: int
+    poisoned: int  #: loads that met poison
+    refused: dict[str, int]  #: by reason
+    approved: int  #: by page_allocated
+    unapproved: int
+    stock: int  #: approved, and empty yet
+    trims_done: int
+    trims_deferred: int
+    trims_full: int  #: the buffer was full
+    trims_waiting: int
+    allowed: bool  #: the verdict
+    no_alloc: bool  #: as the host knows it
+    pressure: int
+    page_size: int  #: bytes of media that a page takes on average, as the host knows it
+    callback_errors: int
+    slow_callbacks: int
+
+
+class Node:
+    """A device as a node of a manager; made by Zswap.add_node()."""
+
+    def __init__(self, manager: Zswap, device: Device, driver: Driver, number: int):
+        self._manager = weakref.ref(manager)
+        self.device = device
+        self.driver = driver
+        self.number = number
+        self.online = True
+        self.callback_errors = 0
+        self.slow_callbacks = 0
+        self._asked = 0.0
+        self._verdict = True
+        self._approving = driver.page_allocated is not None
+        self._page_size = PAGE
+        self._lock = threading.Lock()
+        node = weakref.ref(self)
+
+        def on_interrupt(interrupt: Interrupt) -> None:
+            if (alive := node()) is not None and alive.online:
+                alive._interrupted(interrupt)
+
+        device.on_interrupt(on_interrupt)
+
+    # -- what it knows
+
+    @property
+    def stats(self) -> NodeStats:
+        stats = ffi.new("struct cram_node_stats *")
+        check(lib.cram_node_read_stats(self._handle(), self.number, stats))
+        names = {field.name for field in dataclasses.fields(NodeStats)}
+        values = {name: getattr(stats, name) for name, _ in ffi.typeof(stats[0]).fields if name in names}
+        values["refused"] = {name: stats.refused[number] for number, name in _REFUSALS.items()}
+        values["allowed"] = bool(stats.allowed)
+        values["no_alloc"] = bool(stats.no_alloc)
+        return NodeStats(
+            **values, callback_errors=self.callback_errors, slow_callbacks=self.slow_callbacks
+        )
+
+    def _handle(self):
+        manager = self._manager()
+        if manager is None or not self.online:
+            raise InvalidArgument(f"node {self.number}: its manager has let it go")
+        return manager._handle
+
+    # -- what it asks the device
+
+    def query(self, interval: float = 0.0) -> None:
+        """Reads the registers, unless that was less than interval seconds ago, and publishes what they say."""
+        now = time.monotonic()
+        if self._asked and now - self._asked < interval:
+            return
+        self._asked = now
+        try:
+            registers = self.device.stats
+        except CramError:
+            # A device that does not answer is not safe; what is known of it stays as it was.
+            self._publish(verdict=False)
+            return
+        if registers.ratio:
+            self._page_size = min(PAGE, max(1, round(PAGE / registers.ratio)))
+        verdict = self._call("safe", self.driver.safe, registers)
+        self._publish(verdict=bool(verdict), no_alloc=registers.no_alloc, pressure=registers.pressure)
+
+    def _interrupted(self, interrupt: Interrupt) -> None:
+        low = interrupt.name == "lthresh"
+        self._publish(no_alloc=low, pressure=1000 if low else 0)
+        if self.driver.interrupt is not None:
+            self._call("interrupt", self.driver.interrupt, interrupt)
+
+    def _publish(self, verdict: bool | None = None, no_alloc: bool | None = None, pressure: int | None = None) -> None:
+        with self._lock:
+            if verdict is not None:
+                self._verdict = verdict
+            try:
+                known = self.stats
+            except InvalidArgument:
+                return
+            lib.cram_node_publish(
+                self._handle(),
+                self.number,
+                self._verdict and (self._approving is False or self._approved_lately()),
+                known.no_alloc if no_alloc is None else no_alloc,
+                known.pressure if pressure is None else pressure,
+                self._page_size,
+            )
+
+    # -- callbacks
+
+    _refused_all = False
+
+    def _approved_lately(self) -> bool:
+        return not self._refused_all
+
+    def _call(self, name: str, callback: Callable, *arguments):
+        start = time.monotonic()
+        try:
+            return callback(self, *arguments)
+        except Exception:
+            self.callback_errors += 1
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            return None
+        finally:
+            if time.monotonic() - start > SLOW_SECONDS:
+                self.slow_callbacks += 1
+                warnings.warn(
+                    f"node {self.number}: {name} took {time.monotonic() - start:.1f} s", RuntimeWarning, stacklevel=2
+                )
+
+    def refill(self) -> None:
+        """Has the driver approve of pages in advance."""
+        if self.driver.page_allocated is None:
+            return
+        dpas = ffi.new("uint64_t[]", _BATCH)
+        n = check(lib.cram_node_offer(self._handle(), self.number, dpas, _BATCH))
+        if n == 0:
+            return
+        pages = array("Q", (dpas[i] // PAGE for i in range(n)))
+        answers = self._ask(pages)
+        check(lib.cram_node_answer(self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), n))
+        self._refused_all = all(answer != 0 for answer in answers)
+        self._publish()
+
+    def _ask(self, pages: array) -> list[int]:
+        callback = self.driver.page_allocated
+        if self.driver.batched:
+            return self._answers(self._call("page_allocated", callback, pages), len(pages))
+        return [
+            answer for page in pages for answer in self._answers(self._call("page_allocated", callback, page), 1)
+        ]
+
+    def _answers(self, given, n: int) -> list[int]:
+        """One for each page; what is no answer is a refusal."""
+        answers = [given] * n if isinstance(given, int) else given
+        try:
+            answers = [int(answer) for answer in answers]
+        except (TypeError, ValueError):
+            answers = []
+        if len(answers) == n and all(-4096 < answer <= 0 for answer in answers):
+            return answers
+        if given is not None:
+            self.callback_errors += 1
+            warnings.warn(
+                f"node {self.number}: page_allocated answered {given!r}, not 0 or a negative errno for {n} pages",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return [-errno.EIO] * n
+
+    def told(self, freed: bool, pages: array) -> None:
+        """Pages that were promoted, or freed."""
+        name = "page_freed" if freed else "promoted"
+        callback = getattr(self.driver, name)
+        if callback is None:
+            return
+        if self.driver.batched:
+            self._call(name, callback, pages)
+        else:
+            for page in pages:
+                self._call(name, callback, page)
+
+    def flush(self) -> int:
+        """Trims the pages that wait for it; how many."""
+        return check(lib.cram_node_flush(self._handle(), self.number))
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number}>"

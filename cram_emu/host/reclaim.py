@@ -1,0 +1,140 @@
+"""The manager's thread: background reclaim, shrinking, questions to devices, and drivers' callbacks.
+
+It sleeps while nothing happens. Faults wake it and go on; what it is late for they do themselves.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from array import array
+from contextlib import suppress
+from threading import Thread, current_thread
+from typing import TYPE_CHECKING
+
+from cram_emu._core import ffi, lib
+from cram_emu.errors import CramError
+
+if TYPE_CHECKING:
+    from cram_emu.host.zswap import Zswap
+
+_PAGE = 4096
+_NOTES = 1024
+#: Pages that the shrinker writes back between two looks at the limit; mm/zswap.c's worker, too, goes on in small steps.
+_SHRINK_BATCH = 256
+#: Pages reclaimed at a time from a group that is over its limit.
+_GROUP_BATCH = 64
+
+
+class Reclaimer:
+    """The thread of one manager. It does not keep the manager alive."""
+
+    def __init__(self, manager: Zswap):
+        self._manager = weakref.ref(manager)
+        self._handle = manager._handle
+        self._owner = manager._owner
+        self._thread = Thread(target=self._run, name="cram-kswapd", daemon=True)
+        self._stopped = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it, and returns when it has ended."""
+        self._stopped = True
+        lib.cram_zswap_wake(self._handle)
+        if self._thread.is_alive() and self._thread is not current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        notes = ffi.new("struct cram_zswap_note[]", _NOTES)
+        due: float | None = None
+        while not self._stopped:
+            timeout = -1 if due is None else max(0, round((due - time.monotonic()) * 1000))
+            work = lib.cram_zswap_wait(self._handle, timeout)
+            manager = self._manager()
+            if manager is None or self._stopped or manager.closed:
+                return
+            # A memory or a node may go at any moment.
+            with suppress(CramError):
+                due = self._turn(manager, work, notes, due)
+            del manager
+
+    def _turn(self, manager: Zswap, work: int, notes, due: float | None) -> float | None:
+        """Does the work; when trims are due."""
+        if work & lib.CRAM_WORK_RECLAIM:
+            reclaim(manager)
+        if work & lib.CRAM_WORK_SHRINK:
+            shrink(manager)
+        if work & lib.CRAM_WORK_NOTES:
+            tell(manager, notes)
+        if due is None and work & lib.CRAM_WORK_TRIM:
+            due = time.monotonic() + min(node.driver.flush_interval for node in manager.nodes)
+        if due is not None and time.monotonic() >= due:
+            for node in manager.nodes:
+                node.flush()
+            due = None
+        return due
+
+
+def reclaim(manager: Zswap) -> None:
+    """Brings every memory to its low mark, and every group below its limit."""
+    for node in manager.nodes:
+        node.query(manager.query_interval)
+        node.refill()
+    for memory in list(manager._memories):
+        with suppress(CramError):
+            reclaimed = memory.balance()
+            if manager.shrinker_enabled and reclaimed:
+                memory.shrink(_shrinker_share(manager, reclaimed))
+    for group in manager._groups:
+        _reclaim_group(manager, group)
+
+
+def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
+    """As much of the pool is aged as of the memory, weighed by what it compresses: mm/zswap.c, zswap_shrinker_count()."""
+    stats = manager.stats
+    pool = stats.pool_total_size // _PAGE
+    return reclaimed * pool // stats.stored_pool_pages if stats.stored_pool_pages else 0
+
+
+def _reclaim_group(manager: Zswap, group) -> None:
+    limit = group.max
+    if limit is None:
+        return
+    memories = [memory for memory in list(manager._memories) if memory.group is not None and memory.group in group]
+    while group.current > limit:
+        before = group.current
+        with suppress(CramError):
+            for memory in memories:
+                memory.reclaim(_GROUP_BATCH)
+        # What is stored may be charged as much as what was freed.
+        if group.current >= before:
+            return
+
+
+def shrink(manager: Zswap) -> None:
+    """Writes the pool back to the swap file until it is below the acceptance threshold."""
+    written = 1
+    while written:
+        stats = manager.stats
+        accept = stats.max_pages * manager.accept_threshold_percent // 100
+        if stats.total_pages[manager.direct_limit] <= accept:
+            return
+        written = 0
+        for memory in list(manager._memories):
+            with suppress(CramError):
+                written += memory.shrink(_SHRINK_BATCH)
+
+
+def tell(manager: Zswap, notes) -> None:
+    """Calls the drivers for the pages that were promoted and freed."""
+    while n := lib.cram_zswap_take_notes(manager._handle, notes, len(notes)):
+        told: dict[tuple[int, int], array] = {}
+        for note in notes[0:n]:
+            told.setdefault((note.node, note.kind), array("Q")).append(note.dpa // _PAGE)
+        nodes = {node.number: node for node in manager.nodes}
+        # Promoted first: a page is promoted, then freed.
+        for (number, kind), pages in sorted(told.items(), key=lambda item: -item[0][1]):
+            if number in nodes:
+                nodes[number].told(kind == lib.CRAM_NOTE_FREED, pages)

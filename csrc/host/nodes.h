@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nodes.h - compressed devices as memory nodes: which of them takes a page, and what its driver is told when the page is
+ * free again.
+ *
+ * It does not know whose page it is, nor where else it could go. The data plane tells nothing: a page that a device had no
+ * room for is taken all the same, and its next reader meets poison. All functions but those that add and remove are
+ * async-signal-safe. Callers are in an op of the home device (zswap.h), which may be the node itself.
+ */
+#ifndef CRAM_NODES_H
+#define CRAM_NODES_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cram.h"
+#include "device/device.h"
+
+#define NODES_MAX 16u
+#define NODE_NONE 0xffu
+/* Device pages that the driver has approved of in advance, at most. */
+#define NODE_STOCK 1024u
+/* Pages that wait to be trimmed, at most. */
+#define NODE_TRIMS 4096u
+
+enum node_state { NODE_FREE, NODE_ONLINE, NODE_LEAVING };
+
+struct page_stack {
+	struct futex_lock lock;
+	_Atomic uint32_t count;
+	uint32_t pages[NODE_TRIMS];
+};
+
+struct node {
+	_Atomic uint32_t state;       /* enum node_state */
+	struct cram_device *handle;
+	struct device *device;
+	struct dpa_table table;       /* ours on that device: entry i names page i or none */
+	struct cram_node_params params;
+	/* The host's view, published from outside: as old as the last question and the last interrupt. */
+	_Atomic uint32_t allowed;     /* the verdict */
+	_Atomic uint32_t no_alloc;
+	_Atomic uint32_t pressure;    /* 0..1000 */
+	_Atomic uint32_t page_size;   /* bytes of media that a page takes, on average */
+	struct page_stack stock;      /* approved of */
+	struct page_stack trims;      /* freed, to be trimmed */
+	_Atomic uint64_t stored, charged; /* pages, bytes */
+	_Atomic uint64_t promoted, poisoned;
+	_Atomic uint64_t refused[CRAM_REFUSALS];
+	_Atomic uint64_t approved, unapproved;
+	_Atomic uint64_t trims_done, trims_deferred, trims_full;
+};
+
+/* Whether the node takes a page now: CRAM_TAKEN, or why not. It is counted. */
+enum cram_refusal node_may_take(struct node *node);
+/* Copies a page to a device page of its own: its number, or DEVICE_NO_PAGE and *why. */
+uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, enum cram_refusal *why);
+/* copy_mc_to_kernel(): the poisoned lines, whose bytes must not be used. */
+uint64_t node_load(struct node *node, struct op *home, uint64_t dpa, uint8_t *to);
+bool node_poisoned(struct node *node, uint64_t dpa);
+/* Bytes of media that the device page takes, as the device answers. */
+uint32_t node_size(struct node *node, struct op *home, uint64_t dpa);
+/* The page is free: the driver trims it now or later. */
+void node_release(struct node *node, struct op *home, uint64_t dpa);
+/* Trims what waits to be: how many. */
+uint64_t node_flush_trims(struct node *node, struct op *home);
+
+/* Device pages to ask the driver for, which hold nothing yet: at most n, how many. */
+uint32_t node_offer(struct node *node, struct op *home, uint64_t *dpas, uint32_t n);
+/* His answers: 0, or why not, a negative errno. What is refused, and what the stock has no room for, goes back. */
+void node_answer(struct node *node, struct op *home, const uint64_t *dpas, const int32_t *answers, uint32_t n);
+
+/* Takes a device in, which stays open until node_close(). CRAM_EBUSY: it has anonymous memory of this client already. */
+int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params);
+/* Gives back what nobody's page is in, when no page is stored there any more. The table is the caller's to close. */
+void node_close(struct node *node, struct op *home);
+
+#endif

@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: MIT */
+#include "zswap.h"
+
+#include <string.h>
+
+#include "error.h"
+#include "memory.h"
+#include "visit.h"
+
+_Static_assert(sizeof(((struct cram_zswap_params *)NULL)->settings) / 8 == CRAM_ZSWAP_SETTINGS, "cram.h counts them");
+_Static_assert(sizeof(((struct cram_zswap_stats *)NULL)->counters) / 8 == CRAM_ZSWAP_COUNTERS, "cram.h counts them");
+_Static_assert(sizeof(((struct cram_node_stats *)NULL)->refused) / 8 == CRAM_REFUSALS, "cram.h counts them");
+
+/* ---- limits ---------------------------------------------------------------------------------------------- */
+
+static uint64_t counter(const struct zswap *zswap, enum cram_zswap_counter number)
+{
+	return atomic_load_explicit(&zswap->counters[number], memory_order_relaxed);
+}
+
+uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct)
+{
+	uint64_t pages = zpool_pages(&zswap->pool);
+
+	if (direct == CRAM_DIRECT_PAGE)
+		pages += counter(zswap, CRAM_ZSWAP_STORED_DIRECT);
+	else if (direct == CRAM_DIRECT_SIZE)
+		for (unsigned i = 0; i < NODES_MAX; i++)
+			pages += atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed) *
+				 atomic_load_explicit(&zswap->nodes[i].page_size, memory_order_relaxed) / PAGE_SIZE;
+	return pages;
+}
+
+static uint64_t percent_of_ram(const struct zswap *zswap, enum cram_zswap_setting percent)
+{
+	return (zswap_setting(zswap, CRAM_ZSWAP_RAM) >> PAGE_SHIFT) * zswap_setting(zswap, percent) / 100;
+}
+
+uint64_t zswap_max_pages(const struct zswap *zswap)
+{
+	return percent_of_ram(zswap, CRAM_ZSWAP_MAX_POOL_PERCENT);
+}
+
+/* mm/zswap.c, zswap_check_limits(): two thresholds, or a pool at its limit would take and refuse in turns. */
+static bool check_limits(struct zswap *zswap, bool hit)
+{
+	uint64_t pages = zswap_total_pages(zswap, (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT));
+	uint64_t max = zswap_max_pages(zswap);
+
+	if (pages >= max) {
+		if (hit)
+			zswap_count(zswap, CRAM_ZSWAP_POOL_LIMIT_HIT, 1);
+		atomic_store_explicit(&zswap->pool_full, 1, memory_order_relaxed);
+	} else if (pages <= max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100) {
+		atomic_store_explicit(&zswap->pool_full, 0, memory_order_relaxed);
+	}
+	return atomic_load_explicit(&zswap->pool_full, memory_order_relaxed);
+}
+
+bool zswap_must_shrink(struct zswap *zswap)
+{
+	return check_limits(zswap, false);
+}
+
+void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
+{
+	if (atomic_load_explicit(&zswap->listeners, memory_order_relaxed) == 0 ||
+	    (atomic_fetch_or(&zswap->wanted, work) & work))
+		return;
+	atomic_fetch_add(&zswap->bell, 1);
+	futex_wake_all(&zswap->bell);
+}
+
+/* ---- notes for the policy -------------------------------------------------------------------------------- */
+
+static bool never_dead(void *arg, uint32_t word)
+{
+	(void)arg;
+	(void)word;
+	return false;
+}
+
+static void note(struct zswap_memory *memory, uint64_t page, uint64_t entry, enum cram_zswap_note_kind kind)
+{
+	struct zswap *zswap = memory->zswap;
+	uint64_t head;
+
+	if (!(atomic_load_explicit(&zswap->notes_kinds, memory_order_relaxed) >> kind & 1))
+		return;
+	futex_lock(&zswap->notes_lock, futex_name(0, thread_id()), never_dead, NULL);
+	head = atomic_load(&zswap->notes_head);
+	if (head - atomic_load(&zswap->notes_tail) == CRAM_ZSWAP_NOTES) {
+		zswap_count(zswap, CRAM_ZSWAP_NOTES_LOST, 1);
+	} else {
+		zswap->notes[head % CRAM_ZSWAP_NOTES] = (struct cram_zswap_note){
+			.page = page, .dpa = swap_dpa(entry) << PAGE_SHIFT, .memory = memory->number,
+			.node = (uint16_t)swap_node(entry), .kind = kind,
+		};
+		atomic_store(&zswap->notes_head, head + 1);
+	}
+	futex_unlock(&zswap->notes_lock);
+	zswap_want(zswap, CRAM_WORK_NOTES);
+}
+
+/* ---- where a page can go --------------------------------------------------------------------------------- */
+
+static bool is_zero(const uint8_t *page)
+{
+	uint64_t first;
+
+	memcpy(&first, page, sizeof(first));
+	return first == 0 && memcmp(page, page + sizeof(first), PAGE_SIZE - sizeof(first)) == 0;
+}
+
+static uint64_t put_zero(struct zswap *zswap)
+{
+	zswap_count(zswap, CRAM_ZSWAP_STORED_ZERO, 1);
+	zswap_count(zswap, CRAM_ZSWAP_SWPOUT_ZERO, 1);
+	return swap_make(SWAP_ZERO, 0, 0);
+}
+
+static uint32_t charge_of(struct zswap *zswap, struct node *node, struct op *op, uint64_t dpa)
+{
+	switch (zswap_setting(zswap, CRAM_ZSWAP_CHARGING)) {
+	case CRAM_CHARGE_SIZE:
+		return node_size(node, op, dpa);
+	case CRAM_CHARGE_FUZZY:
+		return atomic_load_explicit(&node->page_size, memory_order_relaxed);
+	default:
+		return PAGE_SIZE;
+	}
+}
+
+/* The first node that takes it; except is one that does not. 0: none. */
+static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except)
+{
+	uint64_t limit = percent_of_ram(zswap, CRAM_ZSWAP_MAX_DIRECT_PERCENT);
+
+	for (unsigned i = 0; i < NODES_MAX; i++) {
+		struct node *node = &zswap->nodes[i];
+		enum cram_refusal why;
+		uint64_t dpa;
+
+		if (i == except || atomic_load(&node->state) != NODE_ONLINE)
+			continue;
+		if (limit > 0 && counter(zswap, CRAM_ZSWAP_STORED_DIRECT) >= limit) {
+			atomic_fetch_add_explicit(&node->refused[CRAM_REFUSED_LIMIT], 1, memory_order_relaxed);
+			continue;
+		}
+		if (node_may_take(node) != CRAM_TAKEN)
+			continue;
+		dpa = node_store(node, op, frame, &why);
+		if (dpa != DEVICE_NO_PAGE) {
+			uint32_t charge = charge_of(zswap, node, op, dpa);
+
+			zswap_count(zswap, CRAM_ZSWAP_STORED_DIRECT, 1);
+			zswap_count(zswap, CRAM_ZSWAP_CHARGED_DIRECT, charge);
+			return swap_make(SWAP_DIRECT, (uint64_t)i << SWAP_DPA_BITS | dpa, charge);
+		}
+	}
+	return 0;
+}
+
+/* Into the pool, as it has been compressed. 0: no room for it. */
+static uint64_t put_pool(struct zswap_memory *memory, uint64_t page, const uint8_t *form, uint32_t length)
+{
+	struct zswap *zswap = memory->zswap;
+	zpool_handle handle = zpool_alloc(&zswap->pool, length, (uint64_t)memory->number << SWAP_DPA_BITS | page);
+
+	if (handle == 0) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_ALLOC_FAIL, 1);
+		return 0;
+	}
+	zpool_write(&zswap->pool, handle, form, length);
+	zswap_count(zswap, CRAM_ZSWAP_STORED_POOL, 1);
+	zswap_count(zswap, CRAM_ZSWAP_STORED_BYTES, length);
+	if (length == PAGE_SIZE)
+		zswap_count(zswap, CRAM_ZSWAP_STORED_INCOMPRESSIBLE, 1);
+	return swap_make(SWAP_POOL, handle, length) | SWAP_REFERENCED;
+}
+
+/* The place's workspace, one thread's while it is in its op. */
+static struct codec_space *space_of(struct zswap *zswap, const struct op *op)
+{
+	struct codec_space *space = &zswap->opened[op->place];
+
+	if (space->compress == NULL)
+		codec_open_space(&zswap->codec, zswap->spaces + op->place * zswap->space_size, space);
+	return space;
+}
+
+/* Compressed, or, what does not shrink, as it is, where it may go on to the swap file later. 0: not here. */
+static uint64_t compress_to_pool(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, bool force)
+{
+	struct zswap *zswap = memory->zswap;
+	uint32_t length = codec_compress_page(&zswap->codec, space_of(zswap, op), frame, op->form);
+
+	if (length != 0 && length < PAGE_SIZE)
+		return put_pool(memory, page, op->form, length);
+	if (!force && !(zswap->swap.slots > 0 && memcg_may_write_back(&zswap->groups, memory->group))) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_POOR, 1);
+		return 0;
+	}
+	return put_pool(memory, page, frame, PAGE_SIZE);
+}
+
+static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
+{
+	struct zswap *zswap = memory->zswap;
+	uint64_t slot;
+
+	if (!memcg_may_write_back(&zswap->groups, memory->group))
+		return 0;
+	slot = swapfile_write(&zswap->swap, frame);
+	if (slot == SWAPFILE_NO_SLOT)
+		return 0;
+	zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, 1);
+	return swap_make(SWAP_FILE, slot, 0);
+}
+
+/* zswap proper: a node, or the pool. 0: neither. */
+static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, unsigned except,
+			  bool force)
+{
+	struct zswap *zswap = memory->zswap;
+	bool counted = zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT) != CRAM_DIRECT_NONE, full;
+	uint64_t entry = 0;
+
+	if (!force && !zswap_setting(zswap, CRAM_ZSWAP_ENABLED))
+		return 0;
+	if (!force && !memcg_may_zswap(&zswap->groups, memory->group)) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
+		return 0;
+	}
+	/* Direct pages that do not count against the limit do not ask for it either. */
+	full = counted && !force && check_limits(zswap, true);
+	if (!full)
+		entry = put_direct(zswap, op, frame, except);
+	if (entry == 0 && !counted && !force)
+		full = check_limits(zswap, true);
+	if (entry == 0 && !full)
+		entry = compress_to_pool(memory, op, page, frame, force);
+	if (full) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_RECLAIM_FAIL, 1);
+		zswap_want(zswap, CRAM_WORK_SHRINK);
+	}
+	return entry;
+}
+
+static void charge(struct zswap_memory *memory, uint64_t entry, int sign)
+{
+	if (swap_tag(entry) == SWAP_DIRECT || swap_tag(entry) == SWAP_POOL)
+		memcg_charge_zswap(&memory->zswap->groups, memory->group, sign * (int64_t)swap_size(entry), sign);
+}
+
+bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, bool force)
+{
+	struct zswap *zswap = memory->zswap;
+	uint64_t entry;
+
+	if (is_zero(frame)) {
+		entry = put_zero(zswap);
+	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, false)) != 0) {
+		zswap_count(zswap, CRAM_ZSWAP_ZSWPOUT, 1);
+		memcg_count(&zswap->groups, memory->group, zswpout, 1);
+	} else if ((entry = put_file(memory, frame)) != 0) {
+		zswap_count(zswap, CRAM_ZSWAP_PSWPOUT, 1);
+	} else if (force) {
+		entry = put_zswap(memory, op, page, frame, NODE_NONE, true);
+	}
+	if (entry == 0) {
+		zswap_count(zswap, CRAM_ZSWAP_RECLAIM_FAIL, 1);
+		return false;
+	}
+	charge(memory, entry, 1);
+	swaptable_set(&memory->table, page, entry);
+	return true;
+}
+
+/* ---- the way back ---------------------------------------------------------------------------------------- */
+
+/* A page whose data cannot be had any more. */
+static void lose(struct zswap_memory *memory, struct op *op, uint64_t page)
+{
+	zswap_invalidate(memory, op, page, false);
+	swaptable_set(&memory->table, page, swap_make(SWAP_POISON, 0, 0));
+}
+
+static bool load_pool(struct zswap_memory *memory, struct op *op, uint64_t entry, uint8_t *to)
+{
+	struct zswap *zswap = memory->zswap;
+	const void *form = zpool_read(&zswap->pool, swap_value(entry), swap_size(entry), op->form);
+
+	if (swap_size(entry) == PAGE_SIZE) {
+		memcpy(to, form, PAGE_SIZE);
+		return true;
+	}
+	return codec_decode(&zswap->codec, space_of(zswap, op), form, swap_size(entry), to) == 0;
+}
+
+bool zswap_load(struct zswap_memory *memory, struct op *op, uint64_t page, uint8_t *to)
+{
+	struct zswap *zswap = memory->zswap;
+	uint64_t entry = swaptable_get(&memory->table, page);
+
+	switch (swap_tag(entry)) {
+	case SWAP_NONE:
+	case SWAP_ZERO:
+		memset(to, 0, PAGE_SIZE);
+		return true;
+	case SWAP_DIRECT:
+		if (node_load(&zswap->nodes[swap_node(entry)], op, swap_dpa(entry), to) == 0)
+			return true;
+		atomic_fetch_add_explicit(&zswap->nodes[swap_node(entry)].poisoned, 1, memory_order_relaxed);
+		return false;
+	case SWAP_POOL:
+		if (load_pool(memory, op, entry, to))
+			return true;
+		zswap_count(zswap, CRAM_ZSWAP_DECOMPRESS_FAIL, 1);
+		lose(memory, op, page);
+		return false;
+	case SWAP_FILE:
+		if (swapfile_read(&zswap->swap, swap_value(entry), to))
+			return true;
+		lose(memory, op, page);
+		return false;
+	case SWAP_POISON:
+		break;
+	}
+	return false;
+}
+
+bool zswap_poisoned(struct zswap_memory *memory, uint64_t page)
+{
+	uint64_t entry = swaptable_get(&memory->table, page);
+
+	return swap_tag(entry) == SWAP_POISON ||
+	       (swap_tag(entry) == SWAP_DIRECT && node_poisoned(&memory->zswap->nodes[swap_node(entry)], swap_dpa(entry)));
+}
+
+/* Frees what an entry names. */
+static void release(struct zswap_memory *memory, struct op *op, uint64_t page, uint64_t entry, bool promoted)
+{
+	struct zswap *zswap = memory->zswap;
+
+	charge(memory, entry, -1);
+	switch (swap_tag(entry)) {
+	case SWAP_ZERO:
+		zswap_count(zswap, CRAM_ZSWAP_STORED_ZERO, -1);
+		break;
+	case SWAP_DIRECT: {
+		struct node *node = &zswap->nodes[swap_node(entry)];
+
+		zswap_count(zswap, CRAM_ZSWAP_STORED_DIRECT, -1);
+		zswap_count(zswap, CRAM_ZSWAP_CHARGED_DIRECT, -(int64_t)swap_size(entry));
+		if (promoted) {
+			atomic_fetch_add_explicit(&node->promoted, 1, memory_order_relaxed);
+			note(memory, page, entry, CRAM_NOTE_PROMOTED);
+		}
+		node_release(node, op, swap_dpa(entry));
+		if (node->params.trim_buffer > 0)
+			zswap_want(zswap, CRAM_WORK_TRIM);
+		note(memory, page, entry, CRAM_NOTE_FREED);
+		break;
+	}
+	case SWAP_POOL:
+		zswap_count(zswap, CRAM_ZSWAP_STORED_POOL, -1);
+		zswap_count(zswap, CRAM_ZSWAP_STORED_BYTES, -(int64_t)swap_size(entry));
+		if (swap_size(entry) == PAGE_SIZE)
+			zswap_count(zswap, CRAM_ZSWAP_STORED_INCOMPRESSIBLE, -1);
+		zpool_free(&zswap->pool, swap_value(entry));
+		break;
+	case SWAP_FILE:
+		zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, -1);
+		swapfile_free(&zswap->swap, swap_value(entry));
+		break;
+	case SWAP_NONE:
+	case SWAP_POISON:
+		break;
+	}
+}
+
+static void count_in(struct zswap_memory *memory, enum swap_tag tag)
+{
+	struct zswap *zswap = memory->zswap;
+
+	if (tag == SWAP_DIRECT || tag == SWAP_POOL) {
+		zswap_count(zswap, CRAM_ZSWAP_ZSWPIN, 1);
+		memcg_count(&zswap->groups, memory->group, zswpin, 1);
+	} else if (tag == SWAP_FILE) {
+		zswap_count(zswap, CRAM_ZSWAP_PSWPIN, 1);
+	} else if (tag == SWAP_ZERO) {
+		zswap_count(zswap, CRAM_ZSWAP_SWPIN_ZERO, 1);
+	}
+}
+
+void zswap_invalidate(struct zswap_memory *memory, struct op *op, uint64_t page, bool promoted)
+{
+	uint64_t entry = swaptable_get(&memory->table, page);
+
+	if (swap_tag(entry) == SWAP_NONE)
+		return;
+	/* The entry first: what it named may be another page's at once. */
+	swaptable_set(&memory->table, page, 0);
+	release(memory, op, page, entry, promoted);
+	if (promoted)
+		count_in(memory, swap_tag(entry));
+}
+
+void zswap_move(struct zswap_memory *memory, uint64_t from, uint64_t to)
+{
+	uint64_t entry = swaptable_get(&memory->table, from);
+
+	if (swap_tag(entry) == SWAP_POOL)
+		zpool_set_owner(&memory->zswap->pool, swap_value(entry), (uint64_t)memory->number << SWAP_DPA_BITS | to);
+	swaptable_set(&memory->table, to, entry);
+	swaptable_set(&memory->table, from, 0);
+}
+
+/* ---- shrinking, leaving ---------------------------------------------------------------------------------- */
+
+bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
+{
+	struct zswap *zswap = memory->zswap;
+	uint64_t entry = swaptable_get(&memory->table, page), written;
+
+	if (swap_tag(entry) != SWAP_POOL)
+		return false;
+	if (entry & SWAP_REFERENCED) {
+		swaptable_set(&memory->table, page, entry & ~SWAP_REFERENCED);
+		return false;
+	}
+	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0)
+		return false;
+	swaptable_set(&memory->table, page, written);
+	release(memory, op, page, entry, false);
+	zswap_count(zswap, CRAM_ZSWAP_WRITTEN_BACK, 1);
+	zswap_count(zswap, CRAM_ZSWAP_ZSWPWB, 1);
+	memcg_count(&zswap->groups, memory->group, zswpwb, 1);
+	return true;
+}
+
+bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned node)
+{
+	uint64_t entry = swaptable_get(&memory->table, page), moved;
+
+	if (swap_tag(entry) != SWAP_DIRECT || swap_node(entry) != node)
+		return true;
+	if (!zswap_load(memory, op, page, op->page)) {
+		/* What it held is lost with or without the node. */
+		lose(memory, op, page);
+		return true;
+	}
+	moved = put_zswap(memory, op, page, op->page, node, false);
+	if (moved == 0)
+		moved = put_file(memory, op->page);
+	if (moved == 0)
+		return false;
+	swaptable_set(&memory->table, page, moved);
+	charge(memory, moved, 1);
+	release(memory, op, page, entry, false);
+	return true;
+}
+
+/* ---- lifetime -------------------------------------------------------------------------------------------- */
+
+int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params)
+{
+	struct cram_params codec = { .codec = params->codec, .level = params->level, .block = PAGE_SIZE, .largest_stored = PAGE_SIZE };
+	int code;
+
+	zswap->home = home;
+	for (unsigned i = 0; i < CRAM_ZSWAP_SETTINGS; i++)
+		atomic_store(&zswap->settings[i], params->settings[i]);
+	memcg_init(&zswap->groups);
+	codec_init(&zswap->codec, &codec);
+	zswap->space_size = zswap->codec.compress_space + zswap->codec.decompress_space;
+	zswap->spaces = memory_map(zswap->space_size * PLACES_MAX, -1);
+	if (zswap->spaces == NULL)
+		return cram_fail(CRAM_ENOMEM, "no memory for the compressor's workspaces");
+	code = zpool_init(&zswap->pool, params->settings[CRAM_ZSWAP_RAM] >> PAGE_SHIFT, params->chain);
+	if (code == 0 && params->swap_fd >= 0)
+		code = swapfile_open(&zswap->swap, params->swap_fd, params->swap_size >> PAGE_SHIFT);
+	if (code != 0)
+		zswap_deinit(zswap);
+	return code;
+}
+
+void zswap_deinit(struct zswap *zswap)
+{
+	swapfile_close(&zswap->swap);
+	zpool_deinit(&zswap->pool);
+	if (zswap->spaces != NULL)
+		memory_unmap(zswap->spaces, zswap->space_size * PLACES_MAX);
+	zswap->spaces = NULL;
+}
