@@ -15,6 +15,7 @@ from cram_emu.cli import OK, USAGE
 from cram_emu.cli.console import Console, add_json
 from cram_emu.lab.bench import (
     HOT_PAIRS,
+    MANAGED,
     MIB,
     SIDES,
     THREADS,
@@ -34,11 +35,12 @@ from cram_emu.sizes import format_size, parse_size
 
 DESCRIPTION = """\
 Runs the same loops on a device and on kernel zram swap (lz4) that may keep as much memory resident:
-fill, sequential read, random reads and writes, with one and two threads. Beside them the limits
+fill, sequential read, random reads and writes, with one and two threads; and on managed memory with the
+device as its node and on kernel zswap, with one. Beside them the limits
 (lz4 and memcpy alone), the loops and a hot set in a program under `cram-emu run`, a hot set of a
 mapping against ordinary memory, what a reader of the device's files costs
 it, and what a device itself takes. Contents are verified outside the timed parts. The full run takes
-about six minutes and needs 3.3 GiB of free memory. Kernel zram needs root; without it that column is
+about eight minutes and needs 3.3 GiB of free memory. Kernel zram needs root; without it that column is
 left out, and the reason is given. Swap, zram and memory cgroup are put back afterwards, after Ctrl-C
 and SIGTERM too.
 """
@@ -114,9 +116,11 @@ def _tell(console: Console, result: Result) -> None:
     for threads in THREADS:
         title = "One thread" if threads == 1 else f"{threads} threads"
         _section(console, title, lambda: _sides(result, threads))
+    _section(console, _managed_title(result), lambda: _managed(result))
     title = "A program under cram-emu run, one thread"
     _section(console, title, lambda: _programs(result), result.program_left_out)
     _section(console, "The limit: one thread, no device", lambda: _limits(result))
+    _section(console, "A driver's callbacks in Python, that do nothing", lambda: _callbacks(result))
     title = f"A hot set of {format_size(result.plan.hot)}, over ordinary memory"
     _section(console, title, lambda: _hot(result))
     title = "A reader of the device's files, in a loop"
@@ -148,12 +152,12 @@ def _conditions(result: Result) -> Iterator[str]:
     )
     if host["swap"]:
         yield f"swap is on: {host['swap']}"
-    elif result.zram_left_out:
+    elif len(result.left_out) == 2:
         yield "no swap is on"
     else:
-        yield "no swap is on, but for zram's own turns"
-    if result.zram_left_out:
-        yield f"zram left out: {result.zram_left_out}"
+        yield "no swap is on, but for the kernel's own turns"
+    for side, reason in result.left_out.items():
+        yield f"{side} left out: {reason}"
     yield "Each figure: median (least .. most) of the rounds."
 
 
@@ -168,6 +172,36 @@ def _sides(result: Result, threads: int) -> tuple[list[str], list[list[str]]]:
         rows.append(row)
     columns = ["", "device", "kernel zram", "device / zram"]
     return columns[: len(rows[0])], rows
+
+
+def _managed_title(result: Result) -> str:
+    return f"Managed memory, {format_size(result.plan.window)} of DRAM and the device as its node, one thread"
+
+
+def _managed(result: Result) -> tuple[list[str], list[list[str]]]:
+    peers = [side for side in (MANAGED[1], SIDES[1]) if (side, 1) in result.sides]
+    names = {"zram": "kernel zram", "zswap": f"kernel zswap ({result.zswap_compressor})"}
+    rows = []
+    for figure, name in _SPEEDS:
+        scale = _SCALE.get(figure, 1)
+        ours = result.spread("managed", 1, figure)
+        row = [name, _spread(ours, scale)]
+        for peer in peers:
+            theirs = result.spread(peer, 1, figure)
+            row += [_spread(theirs, scale), _ratio(ours, theirs)]
+        rows.append(row)
+    columns = ["", "managed"]
+    for peer in peers:
+        columns += [names[peer], f"managed / {peer}"]
+    return columns, rows
+
+
+def _callbacks(result: Result) -> tuple[list[str], list[list[str]]]:
+    names = (("freed", "a page was freed"), ("approved", "may this page be allocated?"))
+    figures = result.callbacks
+    return ["", "page by page, µs", "in batches, µs a page"], [
+        [name, _number(figures[f"{key}_page"]), _number(figures[f"{key}_batch"])] for key, name in names
+    ]
 
 
 def _programs(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -294,7 +328,8 @@ def _document(result: Result) -> dict:
     return {
         "plan": asdict(result.plan),
         "host": result.host,
-        "zram_left_out": result.zram_left_out,
+        "left_out": result.left_out,
+        "zswap_compressor": result.zswap_compressor,
         "sides": [
             {
                 "side": side,
@@ -320,6 +355,7 @@ def _document(result: Result) -> dict:
             "start": [{"run": ours, "interpreter": bare} for ours, bare in result.start],
         },
         "program_left_out": result.program_left_out,
+        "callbacks": result.callbacks,
         "reader": result.reader,
         "reader_left_out": result.reader_left_out,
         "memory": result.memory,

@@ -46,6 +46,11 @@ class Reclaimer:
         if self._thread.is_alive() and self._thread is not current_thread():
             self._thread.join()
 
+    def thread_time(self) -> float:
+        """Seconds of processor time; 0.0 when it has ended."""
+        ident = self._thread.ident
+        return time.clock_gettime(time.pthread_getcpuclockid(ident)) if ident and self._thread.is_alive() else 0.0
+
     def _run(self) -> None:
         notes = ffi.new("struct cram_zswap_note[]", _NOTES)
         due: float | None = None

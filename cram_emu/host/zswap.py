@@ -270,6 +270,10 @@ class Zswap:
     def closed(self) -> bool:
         return self._closed
 
+    def thread_time(self) -> float:
+        """Seconds of processor time that its thread has taken."""
+        return self._reclaimer.thread_time()
+
     # -- nodes
 
     @property

@@ -20,7 +20,7 @@ from typing import Self
 
 from cram_emu import Device
 from cram_emu.errors import CramError, NotPermitted, NotSupported
-from cram_emu.lab import cgroup, launch, swaparea, zram
+from cram_emu.lab import cgroup, kernel_zswap, launch, swaparea, zram
 from cram_emu.lab.footprint import available
 from cram_emu.lab.signals import signals_held, unwound_by_signals
 from cram_emu.sizes import format_size
@@ -36,11 +36,18 @@ WRITEBACK = 0.1
 SMALLEST = 512 * MIB  # an eighth is the memory cgroup's limit; under 64 MiB the OOM killer came
 
 SIDES = ("device", "zram")
+MANAGED = ("managed", "zswap")  # managed memory with the device as its node, and kernel zswap; one thread
+#: For kernel zswap, as far as this kernel's takes them.
+COMPRESSORS = ("lz4", "lzo")
 Figures = dict[str, float]
 
 
 class SideFailed(CramError):
     """The process of a measurement ended without a result; the text says which and how."""
+
+
+class SideKilled(SideFailed):
+    """By SIGKILL."""
 
 
 class NotEnoughMemory(CramError, MemoryError):
@@ -127,7 +134,8 @@ class Result:
 
     plan: Plan
     host: dict[str, str | float]
-    zram_left_out: str | None = None  # why there is no zram side
+    left_out: dict[str, str] = field(default_factory=dict)  # why there is no side "zram", or "zswap"
+    zswap_compressor: str | None = None  # of the kernel's; ours is lz4
     sides: dict[tuple[str, int], list[Figures]] = field(default_factory=dict)  # by side, threads
     limits: list[Figures] = field(default_factory=list)
     hot: dict[bool, Figures] = field(default_factory=dict)  # by write-back on or off
@@ -137,6 +145,7 @@ class Result:
     program_left_out: str | None = None  # why there is no placed program
     reader: Figures = field(default_factory=dict)
     reader_left_out: str | None = None  # why there is no reader of the device's files
+    callbacks: Figures = field(default_factory=dict)  # microseconds a page
     memory: dict[str, Figures] = field(default_factory=dict)  # "idle", "huge", "metadata", "full"
     seconds: float = 0.0
 
@@ -212,16 +221,19 @@ def run(plan: Plan, report: Callable[[int, int, str], None]) -> Result:
 
 
 def _steps(plan: Plan, result: Result) -> Iterator[tuple[str, Callable[[], None]]]:
-    try:
-        zram.require()
-    except zram.Unavailable as reason:
-        result.zram_left_out = str(reason)
+    for side, module in (("zram", zram), ("zswap", kernel_zswap)):
+        try:
+            module.require()
+        except swaparea.Unavailable as reason:
+            result.left_out[side] = str(reason)
     for number in range(plan.rounds):
         name = f"round {number + 1} of {plan.rounds}"
         for threads in THREADS:
             for side in SIDES if number % 2 == 0 else reversed(SIDES):
                 noted = "1 thread" if threads == 1 else f"{threads} threads"
                 yield f"{name}: {side}, {noted}", partial(_run_side, plan, result, side, threads)
+        for side in MANAGED if number % 2 == 0 else reversed(MANAGED):
+            yield f"{name}: {side}", partial(_run_side, plan, result, side, 1)
         yield f"{name}: a program on the device", partial(_run_program, plan, result)
         yield f"{name}: lz4 and memcpy alone", partial(_run_limits, plan, result)
     for writeback in (False, True):
@@ -229,6 +241,7 @@ def _steps(plan: Plan, result: Result) -> Iterator[tuple[str, Callable[[], None]
         yield f"hot set, write-back {noted}", partial(_run_hot, plan, result, writeback)
     yield "a program's hot set", partial(_run_program_hot, plan, result)
     yield "start-up of cram-emu run", partial(_run_start, result)
+    yield "a driver's callbacks", partial(_run_callbacks, result)
     yield "a reader of the device's files", partial(_run_reader, plan, result)
     yield "memory", partial(_run_memory, plan, result)
 
@@ -242,14 +255,16 @@ def _run_side(plan: Plan, result: Result, side: str, threads: int) -> None:
     }
     if side == "device":
         figures = run_child("device", real=plan.real, window=plan.window, **arguments)
-    elif result.zram_left_out:
+    elif side == "managed":
+        figures = run_child("managed", real=plan.real, dram=plan.window, **arguments)
+    elif side in result.left_out:
         return
     else:
         try:
-            figures = _run_zram(plan, arguments)
-        except zram.Unavailable as reason:
-            result.zram_left_out = str(reason)
-            for key in [key for key in result.sides if key[0] == "zram"]:
+            figures = _run_zram(plan, arguments) if side == "zram" else _run_zswap(plan, result, arguments)
+        except swaparea.Unavailable as reason:
+            result.left_out[side] = str(reason)
+            for key in [key for key in result.sides if key[0] == side]:
                 del result.sides[key]
             return
     result.sides.setdefault((side, threads), []).append(figures)
@@ -270,6 +285,39 @@ def _run_zram(plan: Plan, arguments: Figures) -> Figures:
             tables=swap.tables,
             **arguments,
         )
+
+
+def _run_zswap(plan: Plan, result: Result, arguments: Figures) -> Figures:
+    """With the first compressor that the kernel's takes; its pool may hold every page."""
+    hierarchy = cgroup.memory_hierarchy()
+    with ExitStack() as cleanup:
+        for compressor in COMPRESSORS:
+            try:
+                swap = cleanup.enter_context(kernel_zswap.swap(plan.size + plan.window, compressor, max_pool_percent=50))
+                break
+            except swaparea.Unavailable:
+                if compressor == COMPRESSORS[-1]:
+                    raise
+        result.zswap_compressor = compressor
+        group = cleanup.enter_context(cgroup.memory_group(plan.window, hierarchy))
+        try:
+            return run_child(
+                "zswap",
+                procs=str(group.procs),
+                usage=str(group.usage),
+                debugfs=str(swap.debugfs),
+                tables=swap.tables,
+                **arguments,
+            )
+        except SideKilled:
+            # Storing a page needs memory that the group pays for.
+            raise swaparea.Unavailable(
+                f"the OOM killer ended it under a limit of {format_size(plan.window)}: take a larger --size"
+            ) from None
+
+
+def _run_callbacks(result: Result) -> None:
+    result.callbacks = run_child("callbacks", pages=4096, times=5)
 
 
 def _run_program(plan: Plan, result: Result) -> None:
@@ -400,7 +448,8 @@ def run_child(
     if child.returncode == 0:
         return json.loads(output)
     last = said.strip().splitlines()[-1:] or ["it said nothing"]
-    raise SideFailed(f"the process that measures {job} {_ended(child.returncode)}: {last[0]}")
+    failed = SideKilled if child.returncode == -signal.SIGKILL else SideFailed
+    raise failed(f"the process that measures {job} {_ended(child.returncode)}: {last[0]}")
 
 
 def _ended(code: int) -> str:
@@ -427,6 +476,7 @@ def targets(result: Result) -> list[Target]:
     """The reach of the project's bench, with what was measured; medians."""
     return [
         *_against_zram(result),
+        *_managed(result),
         *_against_itself(result),
         *_programs(result),
         *_memory(result.memory),
@@ -452,6 +502,26 @@ def _against_zram(result: Result) -> Iterator[Target]:
             ours, theirs = spread_of(runs, figure), result.spread("zram", 1, figure)
             measured = ours.median / theirs.median if ours and theirs else None
             yield Target(f"{kind}{name}, over zram", reach, at_least, "times", measured)
+
+
+# peer, name, figure, reach, at least
+_MANAGED_REACH = (
+    ("zram", "fill", "fill", 1, True),
+    ("zram", "sequential read", "scan", 1, True),
+    ("zram", "random read mean", "read_mean", 1, False),
+    ("zram", "random read p99", "read_p99", 0.25, False),
+    ("zram", "random write mean", "write_mean", 1, False),
+    ("zswap", "fill", "fill", 1, True),
+    ("zswap", "sequential read", "scan", 1, True),
+    ("zswap", "random read mean", "read_mean", 1, False),
+)
+
+
+def _managed(result: Result) -> Iterator[Target]:
+    for peer, name, figure, reach, at_least in _MANAGED_REACH:
+        ours, theirs = result.spread("managed", 1, figure), result.spread(peer, 1, figure)
+        measured = ours.median / theirs.median if ours and theirs else None
+        yield Target(f"managed memory's {name}, over {peer}", reach, at_least, "times", measured)
 
 
 def _programs(result: Result) -> Iterator[Target]:

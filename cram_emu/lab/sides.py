@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cram_emu import Device
+from cram_emu.host import Driver, ManagedMemory, Zswap
 from cram_emu.lab import loops, tree
 from cram_emu.lab.footprint import footprint, object_size
 from cram_emu.lab.kernel_zswap import Statistics
@@ -52,6 +54,28 @@ def device(size: int, real: int, window: int, peak: int, accesses: int, threads:
             }
 
         return _measure(Pages(mapping.address, size // PAGE, threads), latencies, memory)
+
+
+def managed(size: int, real: int, dram: int, peak: int, accesses: int, threads: int) -> Figures:
+    """The loops on managed memory, with a device as its one node."""
+    latencies = Latencies(accesses)
+    loops.touch(peak)
+    before = footprint()
+    with (
+        Device(advertised=size, real=real) as dev,
+        Zswap([dev]) as manager,
+        ManagedMemory(size, dram=dram, manager=manager, delivery="inline") as memory,
+    ):
+
+        def account() -> Figures:
+            grown = footprint() - before
+            return {
+                "memory_object": object_size(dev.fileno()),
+                "memory_private": grown.anonymous,
+                "memory_page_tables": grown.page_tables,
+            }
+
+        return _measure(Pages(memory.address, size // PAGE, threads), latencies, account)
 
 
 def zram(
@@ -183,7 +207,7 @@ def kernel_zswap(pages: int, mix: Mix, seed: int, procs: str, debugfs: str) -> F
 
 def emulated_zswap(pages: int, mix: Mix, seed: int, ram: int, dram: int) -> Figures:
     """The same workload on managed memory without a device: all goes to zswap's own pool."""
-    from cram_emu.host import ManagedMemory, Zswap
+    from cram_emu.host import Driver, ManagedMemory, Zswap
 
     workload = Workload(pages, mix=mix, seed=seed)
     manager = Zswap(nodes=[], ram=ram, max_pool_percent=20)
@@ -215,6 +239,54 @@ def _swapped_pages(address: int, pages: int) -> int:
         pagemap.seek(address // PAGE * 8)
         entries = memoryview(pagemap.read(pages * 8)).cast("Q")
     return sum(entry >> 62 & 1 for entry in entries)
+
+
+# ---- callbacks -------------------------------------------------------------------------------
+
+
+def callbacks(pages: int, times: int) -> Figures:
+    """Microseconds a page that a driver's callbacks cost the manager's thread if they do nothing, told page by page and in
+    batches: of pages that were freed, and of pages that it is to approve of. The least of so many times."""
+    figures: Figures = {}
+    for name, batched in (("page", False), ("batch", True)):
+        figures[f"freed_{name}"] = min(_freed(pages, batched) for _ in range(times))
+        figures[f"approved_{name}"] = min(_approved(batched) for _ in range(times))
+    return figures
+
+
+def _freed(pages: int, batched: bool) -> float:
+    """A memory that is on a node is discarded: until the last callback."""
+    count = 0
+    done = threading.Event()
+
+    def page_freed(node, freed) -> None:
+        nonlocal count
+        count += len(freed) if batched else 1
+        if count == pages:
+            done.set()
+
+    with (
+        Device(pages * PAGE, pages * PAGE) as dev,
+        Zswap() as manager,
+        ManagedMemory(pages * PAGE, dram=MIB, manager=manager, delivery="inline") as memory,
+    ):
+        manager.add_node(dev, Driver(page_freed=page_freed, batched=batched))
+        loops.fill(Pages(memory.address, pages))
+        memory.reclaim(pages)
+        start = manager.thread_time()
+        memory.discard(0, len(memory))
+        done.wait()
+        return 1e6 * (manager.thread_time() - start) / pages
+
+
+def _approved(batched: bool) -> float:
+    """A batch of pages is offered, approved of, and put in stock, in this thread."""
+    with Device("4M", "4M") as dev, Zswap() as manager:
+        node = manager.add_node(dev)
+        node.driver = Driver(page_allocated=lambda node, pages: 0, batched=batched)
+        start = time.thread_time()
+        node.refill()
+        return 1e6 * (time.thread_time() - start) / node.stats.stock
 
 
 # ---- limits ----------------------------------------------------------------------------------
@@ -390,6 +462,8 @@ def _warm_up() -> None:
 
 _ALL = (
     device,
+    managed,
+    callbacks,
     zram,
     zswap,
     program,

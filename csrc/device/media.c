@@ -65,25 +65,65 @@ static bool group_full(struct media *media, uint64_t group)
 	return atomic_load_explicit(&media->groups[group], memory_order_relaxed) == MEDIA_GROUP_SECTORS;
 }
 
+#define HINT_TRIES 4u
+
+static void push_hint(struct media_hints *hints, uint64_t word)
+{
+	uint32_t top = atomic_fetch_add_explicit(&hints->top, 1, memory_order_relaxed);
+
+	atomic_store_explicit(&hints->word[top % MEDIA_HINTS], (uint32_t)word + 1, memory_order_relaxed);
+}
+
+/* The word of the newest hint + 1, or 0. Threads that push and pop at once may lose a hint, and leave a gap in the stack. */
+static uint32_t pop_hint(struct media_hints *hints)
+{
+	for (unsigned tries = 0; tries < HINT_TRIES; tries++) {
+		uint32_t top = atomic_fetch_sub_explicit(&hints->top, 1, memory_order_relaxed) - 1;
+		_Atomic uint32_t *slot = &hints->word[top % MEDIA_HINTS];
+
+		if (atomic_load_explicit(slot, memory_order_relaxed) != 0)
+			return atomic_exchange_explicit(slot, 0, memory_order_relaxed);
+	}
+	atomic_fetch_add_explicit(&hints->top, HINT_TRIES, memory_order_relaxed);
+	return 0;
+}
+
+void media_hint(struct media *media, const struct chain *chain)
+{
+	for (uint32_t i = 0; i < chain->count; i++)
+		if (i == 0 || chain->sector[i] / 64 != chain->sector[i - 1] / 64)
+			push_hint(&media->hints, chain->sector[i] / 64);
+}
+
+/* Appends at most n of the word's free sectors; how many. */
+static uint32_t append_from(struct media *media, uint64_t word, uint32_t n, struct chain *chain)
+{
+	uint64_t taken = take_from_word(media, word, n);
+	uint32_t count = (uint32_t)__builtin_popcountll(taken);
+
+	for (; taken != 0; taken &= taken - 1)
+		chain->sector[chain->count++] = (uint32_t)(word * 64 + (uint64_t)__builtin_ctzll(taken));
+	return count;
+}
+
 void media_take(struct media *media, uint64_t *cursor, uint32_t n, struct chain *chain)
 {
 	uint64_t end = words(media);
 	uint64_t word = *cursor < end ? *cursor : 0;
+	uint32_t hint;
+
+	while (n > 0 && (hint = pop_hint(&media->hints)) != 0)
+		n -= append_from(media, hint - 1, n, chain);
 
 	/* Ends: the reservation says that n bits are free or about to be, and only reserved bits are taken. */
 	while (n > 0) {
-		uint64_t taken;
-
 		if (word % MEDIA_GROUP_WORDS == 0 && group_full(media, word / MEDIA_GROUP_WORDS)) {
 			word += MEDIA_GROUP_WORDS;
 			if (word >= end)
 				word = 0;
 			continue;
 		}
-		taken = take_from_word(media, word, n);
-		n -= (uint32_t)__builtin_popcountll(taken);
-		for (; taken != 0; taken &= taken - 1)
-			chain->sector[chain->count++] = (uint32_t)(word * 64 + (uint64_t)__builtin_ctzll(taken));
+		n -= append_from(media, word, n, chain);
 		if (n > 0 && ++word == end)
 			word = 0;
 	}

@@ -21,7 +21,16 @@
 /* A page of 4096 bytes in the smallest sectors. */
 #define MEDIA_CHAIN_MAX 64u
 
+/* Words of the bitmap in which this process has freed something lately, to be taken again first: what comes and goes stays
+ * within the memory that the media has taken of its host already, and is in the caches. Each is only a hint. */
+#define MEDIA_HINTS 16384u
+struct media_hints {
+	_Alignas(64) _Atomic uint32_t top;
+	_Atomic uint32_t word[MEDIA_HINTS]; /* + 1; 0: none */
+};
+
 struct media {
+	struct media_hints hints;
 	uint8_t *bytes;
 	uint32_t *links;            /* next sector; the last holds its owner's tag */
 	_Atomic uint64_t *bitmap;   /* 1: used */
@@ -46,7 +55,9 @@ static inline uint32_t media_sectors_for(const struct media *media, uint32_t byt
 /* Reserves room for n sectors, or returns false and changes nothing. */
 bool media_reserve(struct media *media, uint32_t n);
 void media_unreserve(struct media *media, uint32_t n);
-/* Appends n reserved sectors to the chain. *cursor is where the caller's last search ended. */
+/* Says that a chain, which is about to be released, leaves room that may be taken next. */
+void media_hint(struct media *media, const struct chain *chain);
+/* Appends n reserved sectors to the chain: where hints say, and then from *cursor on, where the caller's last search ended. */
 void media_take(struct media *media, uint64_t *cursor, uint32_t n, struct chain *chain);
 /* Frees the bits of chain->sector[from..count), not the reservation, and shortens the chain. */
 void media_release(struct media *media, struct chain *chain, uint32_t from);

@@ -275,8 +275,10 @@ void device_drop(struct op *op, uint64_t page)
 	old_chain(op, page, entry, &chain);
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
 	unlist(op, page, entry);
-	if (chain.count == 0 || !fault_strikes(device, CRAM_FAULT_TRIM, page))
+	if (chain.count == 0 || !fault_strikes(device, CRAM_FAULT_TRIM, page)) {
+		media_hint(&device->media, &chain);
 		free_chain(op, &chain);
+	}
 	publish(op, page, entry, 0, 0);
 	device_used_changed(op);
 }

@@ -11,7 +11,7 @@ import pytest
 
 from cram_emu.cli import main
 from cram_emu.errors import NotPermitted
-from cram_emu.lab import bench, cgroup, swaparea, zram
+from cram_emu.lab import bench, cgroup, kernel_zswap, swaparea, zram
 
 COMMAND = (sys.executable, "-c", "import sys; from cram_emu.cli import main; sys.exit(main())", "bench")
 SMALL = ("--size", "512M", "--rounds", "1")
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 def figures(job: str, environment=None, /, **arguments) -> dict[str, float]:
     """Stands in for a measurement."""
-    if job in ("device", "zram", "program"):
+    if job in ("device", "zram", "managed", "zswap", "program"):
         names = ("mean", "p50", "p99", "max", "rate")
         accesses = {f"{loop}_{name}": 3.0 for loop in ("read", "write") for name in names}
         sequential = {"fill": 1234.0, "scan": 56.78}
@@ -31,6 +31,8 @@ def figures(job: str, environment=None, /, **arguments) -> dict[str, float]:
         return {f"{n}_{pair}": 0.5 for n in ("device", "ordinary", "warm_up") for pair in range(10)}
     if job == "hot_program":
         return {"warm_up": 0.5, "measured": 0.5 if environment is None else 0.51}
+    if job == "callbacks":
+        return {f"{what}_{how}": 0.5 for what in ("freed", "approved") for how in ("page", "batch")}
     if job == "reader":
         return {f"{name}_{pair}": 2000.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
@@ -42,10 +44,12 @@ def figures(job: str, environment=None, /, **arguments) -> dict[str, float]:
 
 @pytest.fixture
 def pretend(monkeypatch) -> None:
-    """All is measured in no time, zram included."""
+    """All is measured in no time, the kernel's included."""
     monkeypatch.setattr(bench, "run_child", figures)
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: figures("zram"))
+    monkeypatch.setattr(bench, "_run_zswap", lambda plan, result, arguments: figures("zswap"))
     monkeypatch.setattr(zram, "require", lambda: None)
+    monkeypatch.setattr(kernel_zswap, "require", lambda: None)
     monkeypatch.setattr(bench, "_require_tree", lambda: None)
     monkeypatch.setattr(bench, "_seconds_of", lambda command: 0.06 if "run" in command else 0.02)
 
@@ -56,6 +60,7 @@ def without_zram(pretend, monkeypatch) -> None:
         raise zram.Unavailable("not root: swap and memory cgroups need it")
 
     monkeypatch.setattr(zram, "require", refuse)
+    monkeypatch.setattr(kernel_zswap, "require", refuse)
 
 
 def lines(capsys) -> Iterator[str]:
@@ -85,6 +90,8 @@ class TestPlain:
             "write-back on 1.00 (1.00 .. 1.00) 500 500 500",
             "files opened, read and closed, /s 2000 (2000 .. 2000)",
             "beside it, of those without 1.00 (1.00 .. 1.00)",
+            "a page was freed 0.50 0.50",
+            "managed memory's fill, over zswap at least 1 times 1 reached",
             "hot set, over ordinary memory 1.02 (1.02 .. 1.02)",
             "start-up of run, over the interpreter's, ms 40.0 (40.0 .. 40.0)",
             "a program's hot set, over ordinary memory at most 1.05 times 1.02 reached",
@@ -111,12 +118,14 @@ class TestJson:
         assert main(["bench", *SMALL, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["plan"] == {"size": 512 * MIB, "rounds": 1, "accesses": 100_000}
-        assert document["zram_left_out"] is None
+        assert document["left_out"] == {}
         assert [(s["side"], s["threads"]) for s in document["sides"]] == [
             ("device", 1),
             ("zram", 1),
             ("device", 2),
             ("zram", 2),
+            ("managed", 1),
+            ("zswap", 1),
         ]
         assert document["sides"][0]["runs"] == [figures("device")]
         assert document["sides"][0]["spread"]["fill"] == {
@@ -129,8 +138,8 @@ class TestJson:
     def test_left_out(self, without_zram, capsys):
         assert main(["bench", *SMALL, "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        assert document["zram_left_out"].startswith("not root")
-        assert {side["side"] for side in document["sides"]} == {"device"}
+        assert document["left_out"]["zram"].startswith("not root")
+        assert {side["side"] for side in document["sides"]} == {"device", "managed"}
 
 
 class TestUsage:

@@ -28,7 +28,7 @@ SIDE = {
 
 def pretended(job: str, environment=None, /, **arguments) -> dict[str, float]:
     """Figures that reach nothing by themselves."""
-    if job in ("device", "zram", "program"):
+    if job in ("device", "zram", "managed", "zswap", "program"):
         return dict(SIDE)
     if job == "limits":
         return {"decompress": 1000.0, "store": 1.0, "copy": 1.0, "copy_fresh": 1.0}
@@ -37,6 +37,8 @@ def pretended(job: str, environment=None, /, **arguments) -> dict[str, float]:
         return times | {f"warm_up_{pair}": 1.0 for pair in range(10)}
     if job == "hot_program":
         return {"warm_up": 1.0, "measured": 1.0}
+    if job == "callbacks":
+        return {f"{what}_{how}": 1.0 for what in ("freed", "approved") for how in ("page", "batch")}
     if job == "reader":
         return {f"{name}_{pair}": 1.0 for name in ("quiet", "beside", "files") for pair in range(5)}
     return {
@@ -58,7 +60,9 @@ def ran(monkeypatch) -> list[tuple]:
 
     monkeypatch.setattr(bench, "run_child", run_child)
     monkeypatch.setattr(bench, "_run_zram", lambda plan, arguments: run_child("zram", **arguments))
+    monkeypatch.setattr(bench, "_run_zswap", lambda plan, result, arguments: run_child("zswap", **arguments))
     monkeypatch.setattr(zram, "require", lambda: None)
+    monkeypatch.setattr(kernel_zswap, "require", lambda: None)
     monkeypatch.setattr(bench, "_require_tree", lambda: None)
     monkeypatch.setattr(bench, "_seconds_of", lambda command: 0.07 if "run" in command else 0.02)
     return order
@@ -93,14 +97,16 @@ class TestOrder:
     def test_abba(self, ran):
         bench.run(Plan(rounds=2), silent)
         assert ran == [
-            ("device", 1), ("zram", 1), ("device", 2), ("zram", 2), ("program", "placed"), ("limits", None),
-            ("zram", 1), ("device", 1), ("zram", 2), ("device", 2), ("program", "placed"), ("limits", None),
+            ("device", 1), ("zram", 1), ("device", 2), ("zram", 2), ("managed", 1), ("zswap", 1),
+            ("program", "placed"), ("limits", None),
+            ("zram", 1), ("device", 1), ("zram", 2), ("device", 2), ("zswap", 1), ("managed", 1),
+            ("program", "placed"), ("limits", None),
             ("hot", None), ("hot", None),
             *5 * [
                 ("hot_program", "placed"), ("hot_program", None),
                 ("hot_program", None), ("hot_program", "placed"),
             ],
-            ("reader", None),
+            ("callbacks", None), ("reader", None),
             ("idle", None), ("idle", None), ("metadata", None), ("full", None),
         ]  # fmt: skip
 
@@ -134,10 +140,10 @@ class TestLeftOut:
     """Without zram there is no zram column, a reason, and everything else."""
 
     def check(self, result: Result, reason: str) -> None:
-        assert result.zram_left_out == reason
-        assert {side for side, _ in result.sides} == {"device"}
+        assert result.left_out == {"zram": reason}
+        assert {side for side, _ in result.sides} == {"device", "managed", "zswap"}
         over_zram = [target for target in targets(result) if "zram" in target.name]
-        assert len(over_zram) == 10
+        assert len(over_zram) == 15
         assert all(target.measured is None and target.reached is None for target in over_zram)
         assert all(t.reached is not None for t in targets(result) if "zram" not in t.name)
 
@@ -165,7 +171,7 @@ class TestLeftOut:
 
     def test_twin_with_zram(self, ran):
         result = bench.run(Plan(rounds=2), silent)
-        assert result.zram_left_out is None
+        assert result.left_out == {}
         assert all(target.measured is not None for target in targets(result))
 
 
@@ -201,6 +207,22 @@ class TestTargets:
             for figures in result.sides["device", 1]:
                 figures[figure] = value
             assert self.measured(result)[name].reached is reached
+
+    @pytest.mark.parametrize(
+        ("name", "figure", "reaching", "missing"),
+        (
+            ("fill, over zram", "fill", 1000.0, 999.0),
+            ("random read p99, over zram", "read_p99", 25.0, 25.1),
+            ("random write mean, over zram", "write_mean", 10.0, 10.1),
+            ("sequential read, over zswap", "scan", 1000.0, 999.0),
+        ),
+    )
+    def test_managed(self, result, name, figure, reaching, missing):
+        """Managed memory is held to what the kernel does."""
+        for value, reached in ((reaching, True), (missing, False)):
+            for figures in result.sides["managed", 1]:
+                figures[figure] = value
+            assert self.measured(result)[f"managed memory's {name}"].reached is reached
 
     def test_program(self, result):
         """A program's figures are held to the same."""
@@ -378,6 +400,14 @@ class TestSides:
         assert 80 * MIB < figures["memory_store"] < 160 * MIB
         assert swaparea.swaps() == []
 
+    def test_managed(self):
+        figures = self.check("managed", size=64 * MIB, real=32 * MIB, dram=8 * MIB, peak=MIB, accesses=1000, threads=1)
+        assert figures["memory_object"] < 32 * MIB
+
+    def test_callbacks(self):
+        figures = self.check("callbacks", pages=512, times=1)
+        assert set(figures) == {"freed_page", "freed_batch", "approved_page", "approved_batch"}
+
     def test_limits(self):
         figures = self.check("limits", size=64 * MIB, store=32 * MIB)
         assert 16 * MIB < figures["store"] < 18 * MIB
@@ -425,6 +455,6 @@ class TestSides:
     def test_all(self):
         """No job is without a test: here, and of the two that compare zswaps in test_zswap_comparison.py."""
         assert set(JOBS) == {
-            "device", "zram", "zswap", "program", "kernel_zswap", "emulated_zswap", "limits", "hot", "hot_program",
+            "device", "managed", "callbacks", "zram", "zswap", "program", "kernel_zswap", "emulated_zswap", "limits", "hot", "hot_program",
             "reader", "idle", "metadata", "full",
         }  # fmt: skip
