@@ -392,6 +392,8 @@ struct cram_zswap_params {
 	uint32_t chain;           /* pages of a zspage at most: 4, 8 or 16 */
 	uint32_t codec;           /* enum cram_codec of the pool; not none */
 	int32_t level;
+	uint32_t shared;          /* 1: its settings, its view of nodes and its statistics are shared with the programs that attach to
+				   * cram_zswap_fd(), each of which has memory, a pool and nodes of its own */
 	int32_t swap_fd;          /* a file of the caller's, closed with the manager; -1: no swap */
 	uint64_t swap_size;       /* bytes */
 };
@@ -405,6 +407,8 @@ enum cram_zswap_counter {
 	CRAM_ZSWAP_STORED_FILE,   /* now; in the swap file */
 	CRAM_ZSWAP_STORED_BYTES,  /* compressed bytes in the pool now */
 	CRAM_ZSWAP_CHARGED_DIRECT, /* bytes charged for direct pages now */
+	CRAM_ZSWAP_POOL_PAGES,    /* of memory that the pool has now */
+	CRAM_ZSWAP_LAST_GAUGE = CRAM_ZSWAP_POOL_PAGES, /* up to here they may fall */
 	CRAM_ZSWAP_WRITTEN_BACK,
 	CRAM_ZSWAP_POOL_LIMIT_HIT,
 	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* refused because the pool is full */
@@ -425,7 +429,7 @@ enum cram_zswap_counter {
 };
 
 struct cram_zswap_stats {
-	uint64_t counters[27];      /* by enum cram_zswap_counter */
+	uint64_t counters[28];      /* by enum cram_zswap_counter */
 	uint64_t pool_total_size;   /* bytes */
 	uint64_t total_pages[3];    /* zswap_total_pages(), by enum cram_direct_limit */
 	uint64_t max_pages;
@@ -439,8 +443,11 @@ int cram_zswap_create(const struct cram_zswap_params *params, cram_zswap **zswap
 int cram_zswap_close(cram_zswap *zswap);
 /* Closes what is open yet, and frees the handle. */
 void cram_zswap_free(cram_zswap *zswap);
+/* Of a shared one: the file of what is shared, owned by the manager; else -1. */
+int cram_zswap_fd(const cram_zswap *zswap);
 int cram_zswap_set(cram_zswap *zswap, uint32_t setting, uint64_t value);
 uint64_t cram_zswap_get(const cram_zswap *zswap, uint32_t setting);
+/* Of a shared one: the sums over all programs, but for total_pages, swap and pool_cached, which are of this process. */
 void cram_zswap_read_stats(const cram_zswap *zswap, struct cram_zswap_stats *stats);
 
 /* A size class of the pool, as /sys/kernel/debug/zsmalloc has it. */
@@ -457,6 +464,8 @@ int cram_zswap_class(const cram_zswap *zswap, uint32_t i, struct cram_zpool_clas
 uint64_t cram_zswap_compact(cram_zswap *zswap);
 
 /* ---- nodes */
+
+enum { CRAM_NODES_MAX = 16 };
 
 struct cram_node_params {
 	uint32_t live_registers; /* 1: each store looks at the device's registers; 0: at what was published only */

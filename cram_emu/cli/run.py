@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from cram_emu import Device, faults, format_size
 from cram_emu.cli import USAGE, tell
@@ -22,6 +23,9 @@ from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
 from cram_emu.lab.watch import Report, Watch, is_child_of, summarise
+
+if TYPE_CHECKING:
+    from cram_emu.host import Zswap
 
 DESCRIPTION = """\
 Runs an unmodified, dynamically linked program whose heap and large anonymous mappings live on a
@@ -46,6 +50,7 @@ exit codes:
 _LEFT_TO_THE_PROGRAM = (signal.SIGINT, signal.SIGQUIT)
 _ADVERTISED, _REAL = 8 << 30, 1 << 30
 _LITTLE = 32 << 20  # what any interpreter has beside its heap
+_FRAMES = 256 << 20
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -60,9 +65,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window",
         type=size,
-        default="256M",
         metavar="SIZE",
-        help="memory that stays uncompressed, of each process, at most (256M)",
+        help="memory that stays uncompressed, of each process, at most (256M); --mode direct",
+    )
+    parser.add_argument(
+        "--dram",
+        type=size,
+        metavar="SIZE",
+        help="memory that is not demoted, of each process, at most (256M); --mode zswap",
     )
     parser.add_argument(
         "--min-mmap",
@@ -78,7 +88,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="who answers a page fault: the thread itself, or another one, slower, which needs root or"
         " vm.unprivileged_userfaultfd (inline)",
     )
-    parser.add_argument("--mode", choices=launch.MODES, default="direct", help="what manages the memory")
+    parser.add_argument(
+        "--mode",
+        choices=launch.MODES,
+        default="direct",
+        help="direct: all of its memory is the device's; zswap: ordinary memory, of which a manager demotes what is cold, to"
+        " the device, or, where that is not safe, to a compressed pool (direct)",
+    )
     parser.add_argument(
         "--no-follow", action="store_true", help="leave the programs that it starts in ordinary memory"
     )
@@ -120,7 +136,8 @@ def _seed(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Does not return where a signal ended the program."""
-    settings = launch.Settings(args.window, args.min_mmap, args.delivery, not args.no_follow)
+    frames = args.window if args.mode == "direct" else args.dram
+    settings = launch.Settings(_FRAMES if frames is None else frames, args.min_mmap, args.delivery, not args.no_follow)
     if args.seed is not None:
         settings = dataclasses.replace(settings, writeback_ms=0)
     try:
@@ -130,10 +147,10 @@ def run(args: argparse.Namespace) -> int:
         return tell(str(error), error.code)
     except InvalidArgument as error:
         return tell(str(error), USAGE)
-    with _device(args) as (device, path), _faults(device, args) as injected:
-        environment = launch.environment(path, settings)
+    with _device(args) as (device, path), _faults(device, args) as injected, _manager(device, args) as manager:
+        environment = launch.environment(path, settings, manager)
         try:
-            report = _watch(program, environment, device, args, settings)
+            report = _watch(program, environment, device, args, settings, manager)
         except launch.CannotStart as error:
             return tell(str(error), error.code)
         report = dataclasses.replace(report, injected=injected(), again=_again(args))
@@ -151,6 +168,9 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
     """InvalidArgument, or what else would fail only after the program has run."""
     if not args.program:
         raise InvalidArgument("PROGRAM is empty")
+    for name, mode in (("window", "direct"), ("dram", "zswap")):
+        if getattr(args, name) is not None and args.mode != mode:
+            raise InvalidArgument(f"--{name} is of --mode {mode}, not of {args.mode}")
     settings.check()
     if args.seed is not None and args.delivery != "inline":
         raise InvalidArgument(f"--seed with --delivery {args.delivery}: another thread decides what comes first")
@@ -197,6 +217,18 @@ def _device(args: argparse.Namespace) -> Iterator[tuple[Device, str]]:
 
 
 @contextlib.contextmanager
+def _manager(device: Device, args: argparse.Namespace) -> Iterator[Zswap | None]:
+    """What the managers of the program's processes share."""
+    if args.mode != "zswap":
+        yield None
+        return
+    from cram_emu.host import Zswap  # half of what a start imports
+
+    with Zswap([device], swap=0, shared=True) as manager:
+        yield manager
+
+
+@contextlib.contextmanager
 def _faults(device: Device, args: argparse.Namespace) -> Iterator[Callable[[], dict[str, int]]]:
     """Sets the faults that were asked for, and puts back what was; how often each has struck since."""
     before = {name: (device.faults[name].attributes, device.faults[name].struck) for name, _ in args.fault}
@@ -218,7 +250,9 @@ def _again(args: argparse.Namespace) -> str | None:
 # ---- meanwhile --------------------------------------------------------------------------------
 
 
-def _watch(program: str, environment, device: Device, args, settings: launch.Settings) -> Report:
+def _watch(
+    program: str, environment, device: Device, args, settings: launch.Settings, manager: Zswap | None
+) -> Report:
     for number in _LEFT_TO_THE_PROGRAM:
         signal.signal(number, signal.SIG_IGN)
     start = time.monotonic()
@@ -238,7 +272,7 @@ def _watch(program: str, environment, device: Device, args, settings: launch.Set
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ours = args.device is None and args.mount is None
     # Nobody else knows a device that we have made.
-    watch = Watch(device, _anybody if ours else is_child_of(child.pid))
+    watch = Watch(device, _anybody if ours else is_child_of(child.pid), manager)
     # Not reaped: while it is a zombie nobody else has its number, and its last counters stay.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     seconds = time.monotonic() - start
@@ -260,6 +294,7 @@ def _watch(program: str, environment, device: Device, args, settings: launch.Set
         processes=len(watch.pids),
         shared=watch.shared,
         met_poison=list(watch.met.values()),
+        manager=None if manager is None else dataclasses.asdict(manager.stats),
         **summarise(watch.samples),
     )
 
@@ -328,18 +363,12 @@ def _write(report: Report, args: argparse.Namespace, device: Device) -> None:
 def _table(report: Report) -> list[str]:
     rows = [
         ["ended", f"{_ending(report)}, after {report.seconds:.1f} s"],
-        ["on the device", f"{format_size(report.placed)} of its memory at most"],
-        ["elsewhere", f"{format_size(report.elsewhere)} at most, in ordinary memory"],
-        [
-            "resident",
-            f"{format_size(report.resident_frames * 4096)} at most of what is on the device, uncompressed;"
-            f" {_count(report.at_once, 'process')} at once, {report.processes} in all",
-        ],
+        *(_placed(report) if report.manager is None else _managed(report)),
         ["media", f"{format_size(report.used)} at most, for {format_size(report.held)} when fullest"],
         ["ratio", _ratios(report)],
         ["remaining", f"{format_size(report.remaining)} of {format_size(report.real)} real capacity at the least"],
         ["faults", f"{report.faults:,}"],
-        ["write-backs", f"{report.written_back:,} pages"],
+        *([["write-backs", f"{report.written_back:,} pages"]] if report.manager is None else []),
         ["interrupts", _interrupts(report)],
         ["dropped writes", f"{report.dropped_writes:,}{_first(report, 'dropped_writes')}"],
         ["poisoned pages", f"{report.poisoned:,} at most{_first(report, 'poisoned')}"],
@@ -359,6 +388,39 @@ def _table(report: Report) -> list[str]:
     rows += [["note", note] for note in _notes(report)]
     name = os.path.basename(report.command[0])
     return ["", *plain_table(["cram-emu", name], rows)]
+
+
+def _placed(report: Report) -> Iterator[list[str]]:
+    yield ["on the device", f"{format_size(report.placed)} of its memory at most"]
+    yield ["elsewhere", f"{format_size(report.elsewhere)} at most, in ordinary memory"]
+    yield [
+        "resident",
+        f"{format_size(report.resident_frames * 4096)} at most of what is on the device, uncompressed; {_processes(report)}",
+    ]
+
+
+def _managed(report: Report) -> Iterator[list[str]]:
+    counters = report.manager
+    yield ["managed", f"{format_size(report.placed)} of its memory at most"]
+    yield ["elsewhere", f"{format_size(report.elsewhere)} at most: what is not managed, and the pool"]
+    yield [
+        "DRAM",
+        f"{format_size(report.resident_frames * 4096)} of frames at most, {format_size(report.window)} a process;"
+        f" {_processes(report)}",
+    ]
+    yield ["pool", f"{format_size(report.pool)} beside them at most, for {format_size(report.pooled)}"]
+    yield ["on the device", f"{format_size(report.direct)} at most"]
+    yield [
+        "pages",
+        f"{counters['zswpout']:,} demoted, {counters['zswpin']:,} promoted; {counters['swpout_zero']:,} and"
+        f" {counters['swpin_zero']:,} of zeros",
+    ]
+    if counters["reclaim_fail"]:
+        yield ["not demoted", f"{counters['reclaim_fail']:,} times nobody took a page, and its frame stayed"]
+
+
+def _processes(report: Report) -> str:
+    return f"{_count(report.at_once, 'process')} at once, {report.processes} in all"
 
 
 def _ratios(report: Report) -> str:
@@ -385,7 +447,8 @@ def _notes(report: Report) -> Iterator[str]:
     elif report.elsewhere > max(report.placed, _LITTLE):
         yield "most of its memory was not on the device: it manages its own, or children are not placed"
     elif report.placed <= report.window:
-        yield "all of it fits the window: a smaller --window shows what the device would do"
+        option = "window" if report.manager is None else "dram"
+        yield f"all of it fits the {option}: a smaller --{option} shows what the device would do"
     if report.dropped_writes and not report.injected:
         yield "it needs more than this real capacity; with a larger --real the report tells how much"
     if report.shared:

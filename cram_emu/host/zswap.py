@@ -153,7 +153,8 @@ class Zswap:
 
     nodes: devices, tried in order, each with a Driver of defaults; add_node() has more to say. ram: what percentages are of
     (bytes; this host's memory). swap: size of the swap file, an unlinked one that takes room as it is used (as large as ram; 0:
-    none). chain: pages of a zspage at most. query_interval: seconds between two questions to a device.
+    none). chain: pages of a zspage at most. query_interval: seconds between two questions to a device. shared: programs may
+    attach (lab/launch.py), each with a manager that has these settings and nodes; then the statistics are of all.
 
     Its thread reclaims in the background, asks devices, and calls drivers; page faults never wait for it.
     """
@@ -183,6 +184,7 @@ class Zswap:
         max_direct_percent: int = 0,
         charging: str = "page",
         query_interval: float = 0.1,
+        shared: bool = False,
     ):
         self._closed = True
         if not isinstance(query_interval, int | float) or not 0 <= query_interval <= 3600:
@@ -202,6 +204,7 @@ class Zswap:
             setting = vars(Zswap)[name]
             params.settings[setting._number] = setting.number(value)
         set_field(params, "chain", chain)
+        params.shared = bool(shared)
         if compressor not in COMPRESSORS:
             raise InvalidArgument(f"compressor {compressor!r}: not one of {', '.join(COMPRESSORS)}")
         params.codec, params.level = COMPRESSORS[compressor]
@@ -273,6 +276,10 @@ class Zswap:
     def thread_time(self) -> float:
         """Seconds of processor time that its thread has taken."""
         return self._reclaimer.thread_time()
+
+    def fileno(self) -> int:
+        """The descriptor of what a shared manager shares; it belongs to the manager."""
+        return lib.cram_zswap_fd(self._handle)
 
     # -- nodes
 

@@ -12,12 +12,16 @@ import shutil
 import stat
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cram_emu.errors import InvalidArgument, NotSupported
 from cram_emu.sizes import format_size
 
-#: Where the shim keeps a program's pages: "direct", on the device. Managers will come to stand beside it.
-MODES = ("direct",)
+if TYPE_CHECKING:
+    from cram_emu.host import Zswap
+
+#: Who decides where a program's pages are: "direct": all are the device's; "zswap": a manager of each process demotes what is cold.
+MODES = ("direct", "zswap")
 DELIVERIES = ("inline", "monitor")
 
 _SETTINGS = "CRAM_EMU_SHIM"
@@ -42,7 +46,7 @@ class CannotStart(Exception):
 class Settings:
     """How a program's memory is placed. Sizes in bytes."""
 
-    window: int  #: resident frames at most, of each process
+    window: int  #: resident frames at most, of each process: what is not compressed, or, managed, its DRAM
     min_mmap: int = 64 << 10  #: from so many bytes on an anonymous mapping is placed
     delivery: str = "inline"
     follow: bool = True  #: programs that it starts are placed too
@@ -63,8 +67,13 @@ class Settings:
             raise InvalidArgument(f"smallest mapping {self.min_mmap}: below a page, 4096")
 
 
-def environment(device: str | os.PathLike[str], settings: Settings) -> dict[str, str]:
-    """The environment that has a program attach to the device at that path. NotSupported, InvalidArgument."""
+def environment(
+    device: str | os.PathLike[str], settings: Settings, manager: Zswap | None = None
+) -> dict[str, str]:
+    """The environment that has a program attach to the device at that path. NotSupported, InvalidArgument.
+
+    manager: a shared one, whose settings are those of the managers that the program's processes get.
+    """
     settings.check()
     shim = _shim()
     fields = (
@@ -73,6 +82,7 @@ def environment(device: str | os.PathLike[str], settings: Settings) -> dict[str,
         settings.writeback_ms,
         int(settings.delivery == "monitor"),
         int(settings.follow),
+        "-" if manager is None else f"/proc/{os.getpid()}/fd/{manager.fileno()}",
         os.fspath(device),
     )
     # Ours first: it stands in front of mmap(), which the allocator calls. The user's own come after.

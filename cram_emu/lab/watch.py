@@ -12,9 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cram_emu.device import Client, Device, Stats
 from cram_emu.errors import NoAnswer
+
+if TYPE_CHECKING:
+    from cram_emu.host import Zswap
 
 PAGE = 4096
 #: Samples are taken so often at first; when there are too many, every other one goes, and half as often.
@@ -42,6 +46,9 @@ class Sample:
     poisoned: int
     lthresh: int
     hthresh: int
+    direct: int = 0  #: managed: pages on the device, uncompressed
+    pooled: int = 0  #: managed: pages in the pool, uncompressed
+    pool: int = 0  #: managed: memory that the pool takes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,9 +64,11 @@ class PoisonMet:
 class Watch:
     """Samples a device in a thread until stop(). Threads: one at a time may call."""
 
-    def __init__(self, device: Device, mine: Callable[[int], bool]):
-        """mine: is this process one of those that are watched?"""
+    def __init__(self, device: Device, mine: Callable[[int], bool], manager: Zswap | None = None):
+        """mine: is this process one of those that are watched? manager: theirs, with the device as its node, to which it publishes
+        what the device tells."""
         self._device = device
+        self._manager = manager
         self._mine = mine
         self._start = time.monotonic()
         self._stats = Stats(**dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0))
@@ -93,6 +102,19 @@ class Watch:
     def _take(self) -> None:
         seconds, stats = time.monotonic() - self._start, self._read()
         clients = self._count(seconds)
+        resident_frames = sum(client.resident_frames for client in clients)
+        placed = sum(client.mapped for client in clients)
+        managed = {}
+        if self._manager is not None:
+            for node in self._manager.nodes:
+                node.query(self._manager.query_interval)
+            now = self._manager.stats
+            placed = PAGE * (resident_frames + now.stored_pages + now.stored_zero_pages)
+            managed = {
+                "direct": PAGE * now.stored_direct_pages,
+                "pooled": PAGE * now.stored_pool_pages,
+                "pool": now.pool_total_size,
+            }
         counted = {
             name: self._done[name] + sum(getattr(client, name) for client in clients) for name in _COUNTERS
         }
@@ -103,8 +125,8 @@ class Watch:
                 used=stats.used,
                 remaining=stats.remaining,
                 ratio=stats.ratio,
-                placed=sum(client.mapped for client in clients),
-                resident_frames=sum(client.resident_frames for client in clients),
+                placed=placed,
+                resident_frames=resident_frames,
                 elsewhere=sum(map(_elsewhere, clients)),
                 processes=len(clients),
                 **counted,
@@ -112,6 +134,7 @@ class Watch:
                 poisoned=stats.poisoned,
                 lthresh=stats.lthresh - self._first.lthresh,
                 hthresh=stats.hthresh - self._first.hthresh,
+                **managed,
             )
         )
 
@@ -211,6 +234,10 @@ class Report:
     history: list[Sample]
     injected: dict[str, int] = dataclasses.field(default_factory=dict)  #: faults on purpose, how often each struck
     again: str | None = None  #: the command that does the same, where a seed was given
+    direct: int = 0  #: managed: the most that was on the device, uncompressed
+    pooled: int = 0  #: managed: the most that was in the pool, uncompressed
+    pool: int = 0  #: managed: the most memory that the pool took
+    manager: dict[str, int] | None = None  #: its counters at the end (ZswapStats)
 
     def as_json(self) -> dict:
         """The report as JSON has it; the history as a table: names, then rows."""
@@ -242,6 +269,7 @@ def summarise(samples: list[Sample]) -> dict:
         "poisoned": max(sample.poisoned for sample in samples),
         "lthresh": last.lthresh,
         "hthresh": last.hthresh,
+        **{name: max(getattr(sample, name) for sample in samples) for name in ("direct", "pooled", "pool")},
         "history": samples,
     }
 

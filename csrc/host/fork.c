@@ -5,7 +5,8 @@
  *
  * The mapping's pages are shared as swap entries are (kernel: mm/memory.c, copy_nonpresent_pte()): the child is a client of
  * its own, whose table is a copy of the parent's, made while no thread of the parent works on a page. Frames are shared
- * by the kernel, copy on write; the child protects them all, and so hears of its first write to each.
+ * by the kernel, copy on write; the child protects them all, and so hears of its first write to each. Of managed memory the
+ * swap table, the pool and the frames are copied by the kernel, on write; only device pages are shared.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -92,8 +93,10 @@ void space_forked(int pid)
 static void serve_part(cram_map *map, uint64_t offset, uint64_t length)
 {
 	space_drop_strays(map, offset, length);
-	if (space_register(map, offset, length) != 0 ||
-	    uffd_protect(map->pager.uffd, map->pager.base + offset, length, true) != 0)
+	if (space_register(map, offset, length) != 0)
+		inherited.code = CRAM_ENOMEM;
+	/* Managed frames share nothing with the parent's that a write would have to undo. */
+	else if (map->pager.managed == NULL && uffd_protect(map->pager.uffd, map->pager.base + offset, length, true) != 0)
 		inherited.code = CRAM_ENOMEM;
 }
 
@@ -148,7 +151,10 @@ static int take_over(cram_map *map)
 		return code;
 	visits_init(device);
 	forget_holders(pager);
-	pager->table = table.entries;
+	if (pager->managed == NULL)
+		pager->table = table.entries;
+	else if (!zswap_forked(pager->managed->zswap, table))
+		return CRAM_EBUSY;
 	atomic_store(&device->device.self->resident_frames, atomic_load(&pager->resident));
 	atomic_store(&device->device.self->dirty_frames, atomic_load(&pager->dirty));
 	descriptor_close(pager->uffd);

@@ -83,7 +83,7 @@ int cram_zswap_create(const struct cram_zswap_params *params, cram_zswap **resul
 		return cram_fail(CRAM_ENOMEM, "no memory for a manager");
 	code = open_home(&zswap->home);
 	if (code == 0) {
-		code = zswap_init(&zswap->zswap, zswap->home, params);
+		code = zswap_init(&zswap->zswap, zswap->home, params, NULL);
 		if (code != 0)
 			cram_free(zswap->home);
 	}
@@ -135,13 +135,18 @@ int cram_zswap_set(cram_zswap *zswap, uint32_t setting, uint64_t value)
 	int code = check_setting(setting, value);
 
 	if (code == 0)
-		atomic_store(&zswap->zswap.settings[setting], value);
+		atomic_store(&zswap->zswap.board->settings[setting], value);
 	return code;
+}
+
+int cram_zswap_fd(const cram_zswap *zswap)
+{
+	return zswap->zswap.board_fd;
 }
 
 uint64_t cram_zswap_get(const cram_zswap *zswap, uint32_t setting)
 {
-	return setting < CRAM_ZSWAP_SETTINGS ? atomic_load(&zswap->zswap.settings[setting]) : 0;
+	return setting < CRAM_ZSWAP_SETTINGS ? zswap_setting(&zswap->zswap, setting) : 0;
 }
 
 /* ---- statistics ------------------------------------------------------------------------------------------ */
@@ -154,8 +159,8 @@ void cram_zswap_read_stats(const cram_zswap *manager, struct cram_zswap_stats *s
 	if (manager->closed)
 		return;
 	for (unsigned i = 0; i < CRAM_ZSWAP_COUNTERS; i++)
-		stats->counters[i] = atomic_load(&zswap->counters[i]);
-	stats->pool_total_size = zpool_pages(&zswap->pool) << PAGE_SHIFT;
+		stats->counters[i] = board_sum(zswap->board, i);
+	stats->pool_total_size = stats->counters[CRAM_ZSWAP_POOL_PAGES] << PAGE_SHIFT;
 	for (unsigned i = CRAM_DIRECT_NONE; i <= CRAM_DIRECT_SIZE; i++)
 		stats->total_pages[i] = zswap_total_pages(zswap, (enum cram_direct_limit)i);
 	stats->max_pages = zswap_max_pages(zswap);
@@ -253,7 +258,7 @@ int cram_zswap_add_node(cram_zswap *zswap, cram_device *device, const struct cra
 	if (free == NODES_MAX) {
 		code = cram_fail(CRAM_EBUSY, "the manager has %u nodes already", NODES_MAX);
 	} else if ((code = visit_begin(device, &visit)) == 0) {
-		code = node_open(&zswap->zswap.nodes[free], device, params);
+		code = node_open(&zswap->zswap.nodes[free], device, params, &zswap->zswap.board->views[free]);
 		visit_end(&visit);
 	}
 	visit_end(&home);
@@ -361,10 +366,10 @@ int cram_node_publish(cram_zswap *zswap, uint32_t nid, int allowed, int no_alloc
 		return code;
 	if (pressure > 1000 || page_size > PAGE_SIZE)
 		return cram_fail(CRAM_EINVAL, "pressure %u, page size %u: over 1000, or 4096", pressure, page_size);
-	atomic_store(&node->allowed, allowed != 0);
-	atomic_store(&node->no_alloc, no_alloc != 0);
-	atomic_store(&node->pressure, pressure);
-	atomic_store(&node->page_size, page_size);
+	atomic_store(&node->view->allowed, allowed != 0);
+	atomic_store(&node->view->no_alloc, no_alloc != 0);
+	atomic_store(&node->view->pressure, pressure);
+	atomic_store(&node->view->page_size, page_size);
 	return 0;
 }
 
@@ -381,8 +386,8 @@ int cram_node_read_stats(const cram_zswap *zswap, uint32_t nid, struct cram_node
 		.unapproved = atomic_load(&node->unapproved), .stock = atomic_load(&node->stock.count),
 		.trims_done = atomic_load(&node->trims_done), .trims_deferred = atomic_load(&node->trims_deferred),
 		.trims_full = atomic_load(&node->trims_full), .trims_waiting = atomic_load(&node->trims.count),
-		.allowed = atomic_load(&node->allowed), .no_alloc = atomic_load(&node->no_alloc),
-		.pressure = atomic_load(&node->pressure), .page_size = atomic_load(&node->page_size),
+		.allowed = atomic_load(&node->view->allowed), .no_alloc = atomic_load(&node->view->no_alloc),
+		.pressure = atomic_load(&node->view->pressure), .page_size = atomic_load(&node->view->page_size),
 	};
 	for (unsigned i = 0; i < CRAM_REFUSALS; i++)
 		stats->refused[i] = atomic_load(&node->refused[i]);
@@ -462,7 +467,7 @@ int cram_managed_create(cram_zswap *zswap, const struct cram_managed_params *par
 	int code = check_group(zswap, params->group);
 
 	if (code == 0)
-		code = map_create_managed(zswap->home, &mapping, NULL, &zswap->zswap, params->group, map);
+		code = map_create(zswap->home, &mapping, NULL, &zswap->zswap, params->group, map);
 	if (code == 0)
 		pager_open(&(*map)->pager, 0, (*map)->pager.pages);
 	return code;
@@ -561,10 +566,9 @@ int cram_map_shrink(cram_map *map, uint64_t pages, uint64_t *done)
 	if (code != 0)
 		return code;
 	/* One lap spends the second chances, the next finds them spent. */
-	laps = 2 * (atomic_load(&map->managed.zswap->counters[CRAM_ZSWAP_STORED_POOL]) +
-		    atomic_load(&map->managed.zswap->counters[CRAM_ZSWAP_STORED_DIRECT]) +
-		    atomic_load(&map->managed.zswap->counters[CRAM_ZSWAP_STORED_ZERO]) +
-		    atomic_load(&map->managed.zswap->counters[CRAM_ZSWAP_STORED_FILE]) + TURN);
+	laps = TURN;
+	for (unsigned i = CRAM_ZSWAP_STORED_POOL; i <= CRAM_ZSWAP_STORED_FILE; i++)
+		laps += 2 * atomic_load(&map->managed.zswap->row->counters[i]);
 	visit_end(&visit);
 	while (code == 0 && written < pages && scanned < laps) {
 		code = visit_memory(map, &visit);

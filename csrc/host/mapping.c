@@ -190,7 +190,7 @@ static void unclaim_pages(struct cram_map *map)
 
 int cram_map_create(cram_device *device, const struct cram_map_params *params, cram_map **map)
 {
-	int code = map_create(device, params, NULL, map);
+	int code = map_create(device, params, NULL, NULL, 0, map);
 
 	if (code == 0 && params->anonymous)
 		pager_open(&(*map)->pager, 0, (*map)->pager.pages);
@@ -209,18 +209,16 @@ static int manage(struct cram_map *map, struct zswap *zswap, uint32_t group)
 	map->managed.zswap = zswap;
 	map->managed.group = group;
 	map->pager.managed = &map->managed;
+	/* Its frames are written nowhere while they stay. */
+	map->period_ns = 0;
+	map->pager.timed = false;
 	if (swaptable_init(&map->managed.table, map->pager.pages))
 		return 0;
 	return cram_fail(CRAM_ENOMEM, "no memory for a swap table of %" PRIu64 " pages", map->pager.pages);
 }
 
-int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **result)
-{
-	return map_create_managed(device, params, memory, NULL, 0, result);
-}
-
-int map_create_managed(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
-		       cram_map **result)
+int map_create(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
+	       cram_map **result)
 {
 	struct cram_map *map;
 	struct visit visit;

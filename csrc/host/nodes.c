@@ -92,16 +92,16 @@ static void trim(struct node *node, struct op *op, uint64_t dpa)
 static enum cram_refusal check(const struct node *node)
 {
 	const struct alert *registers = node->device->alert;
-	uint32_t pressure = atomic_load_explicit(&node->pressure, memory_order_relaxed);
+	uint32_t pressure = atomic_load_explicit(&node->view->pressure, memory_order_relaxed);
 	uint64_t stored = atomic_load_explicit(&node->stored, memory_order_relaxed);
 	bool live = node->params.live_registers;
 
 	if (live && atomic_load_explicit(&registers->pressure, memory_order_relaxed) > pressure)
 		pressure = atomic_load_explicit(&registers->pressure, memory_order_relaxed);
-	if (atomic_load_explicit(&node->no_alloc, memory_order_relaxed) ||
+	if (atomic_load_explicit(&node->view->no_alloc, memory_order_relaxed) ||
 	    (live && atomic_load_explicit(&registers->no_alloc, memory_order_relaxed)))
 		return CRAM_REFUSED_NO_ALLOC;
-	if (!atomic_load_explicit(&node->allowed, memory_order_relaxed))
+	if (!atomic_load_explicit(&node->view->allowed, memory_order_relaxed))
 		return CRAM_REFUSED_VERDICT;
 	/* Pressure leaves so much less of the node to us; at its maximum, nothing. */
 	if (pressure > 0 && stored * 1000 >= node->device->map.pages * (1000 - pressure))
@@ -236,7 +236,7 @@ uint64_t node_flush_trims(struct node *node, struct op *home)
 
 /* ---- coming and going ------------------------------------------------------------------------------------ */
 
-int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params)
+int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params, struct node_view *view)
 {
 	struct dpa_table table;
 	int code = device_open_table(&handle->device, &table);
@@ -249,10 +249,16 @@ int node_open(struct node *node, struct cram_device *handle, const struct cram_n
 	node->handle = handle;
 	node->device = &handle->device;
 	node->params = *params;
-	atomic_store(&node->allowed, 1);
-	atomic_store(&node->page_size, PAGE_SIZE);
+	node->view = view;
 	atomic_store(&node->state, NODE_ONLINE);
 	return 0;
+}
+
+void node_forked(struct node *node, struct dpa_table table)
+{
+	node->table = table;
+	atomic_store(&node->stock.lock.word, 0);
+	atomic_store(&node->trims.lock.word, 0);
 }
 
 void node_close(struct node *node, struct op *home)

@@ -14,10 +14,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "board.h"
 #include "cram.h"
 #include "device/device.h"
 
-#define NODES_MAX 16u
+#define NODES_MAX ((unsigned)CRAM_NODES_MAX)
 #define NODE_NONE 0xffu
 /* Device pages that the driver has approved of in advance, at most. */
 #define NODE_STOCK 1024u
@@ -38,11 +39,7 @@ struct node {
 	struct device *device;
 	struct dpa_table table;       /* ours on that device: entry i names page i or none */
 	struct cram_node_params params;
-	/* The host's view, published from outside: as old as the last question and the last interrupt. */
-	_Atomic uint32_t allowed;     /* the verdict */
-	_Atomic uint32_t no_alloc;
-	_Atomic uint32_t pressure;    /* 0..1000 */
-	_Atomic uint32_t page_size;   /* bytes of media that a page takes, on average */
+	struct node_view *view;       /* on the manager's board */
 	struct page_stack stock;      /* approved of */
 	struct page_stack trims;      /* freed, to be trimmed */
 	_Atomic uint64_t stored, charged; /* pages, bytes */
@@ -72,7 +69,9 @@ uint32_t node_offer(struct node *node, struct op *home, uint64_t *dpas, uint32_t
 void node_answer(struct node *node, struct op *home, const uint64_t *dpas, const int32_t *answers, uint32_t n);
 
 /* Takes a device in, which stays open until node_close(). CRAM_EBUSY: it has anonymous memory of this client already. */
-int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params);
+int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params, struct node_view *view);
+/* In a child of fork that has taken the home device over, which is the node: its table there. Nobody else works on it. */
+void node_forked(struct node *node, struct dpa_table table);
 /* Gives back what nobody's page is in, when no page is stored there any more. The table is the caller's to close. */
 void node_close(struct node *node, struct op *home);
 

@@ -328,10 +328,8 @@ static void flush(struct pager *pager, struct op *op, uint64_t first, uint64_t e
 
 void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t count)
 {
-	/* Managed frames are written nowhere while they stay. */
-	if (pager->managed != NULL)
-		return;
-	flush(pager, op, first, first + count, NULL);
+	if (pager->managed == NULL)
+		flush(pager, op, first, first + count, NULL);
 }
 
 /* Is the page due? One that was dirtied again within its waiting time waits twice as long the next time. */

@@ -16,7 +16,7 @@ static struct pager *find_pager(struct cram_device *device, uint64_t page, uint6
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		struct cram_map *map = device->maps[i];
 
-		if (map != NULL && map->pager.table == NULL && page - map->pager.first < map->pager.pages) {
+		if (map != NULL && !pager_anonymous(&map->pager) && page - map->pager.first < map->pager.pages) {
 			*index = page - map->pager.first;
 			return &map->pager;
 		}

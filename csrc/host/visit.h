@@ -46,11 +46,10 @@ struct cram_device {
 };
 
 /* cram_map_create(), in memory that the caller has reserved for it; NULL: in new memory. Of anonymous memory no page may be
- * accessed yet (pager_open()), and children of fork inherit what the caller has reserved. */
-int map_create(cram_device *device, const struct cram_map_params *params, void *memory, cram_map **map);
-/* The same for memory that zswap manages; device is its home. */
-int map_create_managed(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
-		       cram_map **map);
+ * accessed yet (pager_open()), and children of fork inherit what the caller has reserved. zswap: its manager, of which device is
+ * the home, and its memory cgroup there; NULL: it has none. */
+int map_create(cram_device *device, const struct cram_map_params *params, void *memory, struct zswap *zswap, uint32_t group,
+	       cram_map **map);
 /* In a child of fork that takes the device over: its own service thread. */
 int host_restart_service(cram_device *device);
 /* A manager lets the device go, which may have been the last to want it. */

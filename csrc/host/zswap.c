@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "descriptor.h"
 #include "error.h"
 #include "memory.h"
 #include "visit.h"
@@ -15,7 +16,7 @@ _Static_assert(sizeof(((struct cram_node_stats *)NULL)->refused) / 8 == CRAM_REF
 
 static uint64_t counter(const struct zswap *zswap, enum cram_zswap_counter number)
 {
-	return atomic_load_explicit(&zswap->counters[number], memory_order_relaxed);
+	return atomic_load_explicit(&zswap->row->counters[number], memory_order_relaxed);
 }
 
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct)
@@ -27,7 +28,7 @@ uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit dir
 	else if (direct == CRAM_DIRECT_SIZE)
 		for (unsigned i = 0; i < NODES_MAX; i++)
 			pages += atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed) *
-				 atomic_load_explicit(&zswap->nodes[i].page_size, memory_order_relaxed) / PAGE_SIZE;
+				 atomic_load_explicit(&zswap->board->views[i].page_size, memory_order_relaxed) / PAGE_SIZE;
 	return pages;
 }
 
@@ -125,7 +126,7 @@ static uint32_t charge_of(struct zswap *zswap, struct node *node, struct op *op,
 	case CRAM_CHARGE_SIZE:
 		return node_size(node, op, dpa);
 	case CRAM_CHARGE_FUZZY:
-		return atomic_load_explicit(&node->page_size, memory_order_relaxed);
+		return atomic_load_explicit(&node->view->page_size, memory_order_relaxed);
 	default:
 		return PAGE_SIZE;
 	}
@@ -161,6 +162,12 @@ static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *fr
 	return 0;
 }
 
+/* What others are told of the pool's size. */
+static void publish_pool(struct zswap *zswap)
+{
+	atomic_store_explicit(&zswap->row->counters[CRAM_ZSWAP_POOL_PAGES], zpool_pages(&zswap->pool), memory_order_relaxed);
+}
+
 /* Into the pool, as it has been compressed. 0: no room for it. */
 static uint64_t put_pool(struct zswap_memory *memory, uint64_t page, const uint8_t *form, uint32_t length)
 {
@@ -172,6 +179,7 @@ static uint64_t put_pool(struct zswap_memory *memory, uint64_t page, const uint8
 		return 0;
 	}
 	zpool_write(&zswap->pool, handle, form, length);
+	publish_pool(zswap);
 	zswap_count(zswap, CRAM_ZSWAP_STORED_POOL, 1);
 	zswap_count(zswap, CRAM_ZSWAP_STORED_BYTES, length);
 	if (length == PAGE_SIZE)
@@ -197,7 +205,7 @@ static uint64_t compress_to_pool(struct zswap_memory *memory, struct op *op, uin
 
 	if (length != 0 && length < PAGE_SIZE)
 		return put_pool(memory, page, op->form, length);
-	if (!force && !(zswap->swap.slots > 0 && memcg_may_write_back(&zswap->groups, memory->group))) {
+	if (!force && !memcg_may_write_back(&zswap->groups, memory->group)) {
 		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_POOR, 1);
 		return 0;
 	}
@@ -369,6 +377,7 @@ static void release(struct zswap_memory *memory, struct op *op, uint64_t page, u
 		if (swap_size(entry) == PAGE_SIZE)
 			zswap_count(zswap, CRAM_ZSWAP_STORED_INCOMPRESSIBLE, -1);
 		zpool_free(&zswap->pool, swap_value(entry));
+		publish_pool(zswap);
 		break;
 	case SWAP_FILE:
 		zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, -1);
@@ -464,21 +473,44 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
 
 /* ---- lifetime -------------------------------------------------------------------------------------------- */
 
-int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params)
+/* The board: another's, or a new one with the settings as they are given. */
+static int open_board(struct zswap *zswap, const struct cram_zswap_params *params, struct board *board)
+{
+	zswap->board_fd = -1;
+	zswap->board = board != NULL ? board : board_create(params->shared ? &zswap->board_fd : NULL);
+	if (zswap->board == NULL)
+		return cram_fail(CRAM_ENOMEM, "no memory for a manager's board");
+	zswap->row = board_take_row(zswap->board);
+	if (zswap->row == NULL)
+		return cram_fail(CRAM_EBUSY, "%u processes share this manager already", BOARD_ROWS);
+	if (board != NULL)
+		return 0;
+	for (unsigned i = 0; i < CRAM_ZSWAP_SETTINGS; i++)
+		atomic_store(&zswap->board->settings[i], params->settings[i]);
+	for (unsigned i = 0; i < NODES_MAX; i++) {
+		atomic_store(&zswap->board->views[i].allowed, 1);
+		atomic_store(&zswap->board->views[i].page_size, PAGE_SIZE);
+	}
+	return 0;
+}
+
+int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params, struct board *board)
 {
 	struct cram_params codec = { .codec = params->codec, .level = params->level, .block = PAGE_SIZE, .largest_stored = PAGE_SIZE };
-	int code;
+	int code = open_board(zswap, params, board);
 
+	if (code != 0) {
+		zswap_deinit(zswap);
+		return code;
+	}
 	zswap->home = home;
-	for (unsigned i = 0; i < CRAM_ZSWAP_SETTINGS; i++)
-		atomic_store(&zswap->settings[i], params->settings[i]);
 	memcg_init(&zswap->groups);
 	codec_init(&zswap->codec, &codec);
 	zswap->space_size = zswap->codec.compress_space + zswap->codec.decompress_space;
 	zswap->spaces = memory_map(zswap->space_size * PLACES_MAX, -1);
-	if (zswap->spaces == NULL)
-		return cram_fail(CRAM_ENOMEM, "no memory for the compressor's workspaces");
-	code = zpool_init(&zswap->pool, params->settings[CRAM_ZSWAP_RAM] >> PAGE_SHIFT, params->chain);
+	code = zswap->spaces != NULL ? 0 : cram_fail(CRAM_ENOMEM, "no memory for the compressor's workspaces");
+	if (code == 0)
+		code = zpool_init(&zswap->pool, zswap_setting(zswap, CRAM_ZSWAP_RAM) >> PAGE_SHIFT, params->chain);
 	if (code == 0 && params->swap_fd >= 0)
 		code = swapfile_open(&zswap->swap, params->swap_fd, params->swap_size >> PAGE_SHIFT);
 	if (code != 0)
@@ -493,4 +525,23 @@ void zswap_deinit(struct zswap *zswap)
 	if (zswap->spaces != NULL)
 		memory_unmap(zswap->spaces, zswap->space_size * PLACES_MAX);
 	zswap->spaces = NULL;
+	if (zswap->row != NULL)
+		board_leave_row(zswap->board, zswap->row);
+	zswap->row = NULL;
+	if (zswap->board_fd >= 0)
+		descriptor_close(zswap->board_fd);
+	board_detach(zswap->board);
+	zswap->board = NULL;
+}
+
+bool zswap_forked(struct zswap *zswap, struct dpa_table table)
+{
+	struct board_row *row = board_fork_row(zswap->board, zswap->row);
+
+	zpool_forked(&zswap->pool);
+	atomic_store(&zswap->notes_lock.word, 0);
+	node_forked(&zswap->nodes[0], table);
+	if (row != NULL)
+		zswap->row = row;
+	return row != NULL;
 }

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "board.h"
 #include "memcg.h"
 #include "nodes.h"
 #include "swapfile.h"
@@ -35,9 +36,10 @@ struct zswap {
 	struct swapfile swap;
 	struct memcgs groups;
 	struct node nodes[NODES_MAX];
-	_Atomic uint64_t settings[CRAM_ZSWAP_SETTINGS];
+	struct board *board;
+	struct board_row *row;      /* ours, to count in */
+	int board_fd;               /* -1: it is nobody else's */
 	_Atomic uint32_t pool_full;    /* the limit was met, and the pool has not fallen to the acceptance threshold */
-	_Atomic uint64_t counters[CRAM_ZSWAP_COUNTERS];
 	/* Who wants to hear: see cram_zswap_wait(). */
 	_Atomic uint32_t bell;
 	_Atomic uint32_t listeners;    /* 1: somebody has waited */
@@ -58,15 +60,15 @@ struct zswap_memory {
 
 static inline uint64_t zswap_setting(const struct zswap *zswap, enum cram_zswap_setting setting)
 {
-	return atomic_load_explicit(&zswap->settings[setting], memory_order_relaxed);
+	return atomic_load_explicit(&zswap->board->settings[setting], memory_order_relaxed);
 }
 static inline void zswap_count(struct zswap *zswap, enum cram_zswap_counter counter, int64_t n)
 {
-	atomic_fetch_add_explicit(&zswap->counters[counter], (uint64_t)n, memory_order_relaxed);
+	atomic_fetch_add_explicit(&zswap->row->counters[counter], (uint64_t)n, memory_order_relaxed);
 }
 
-/* CRAM_ENOMEM, CRAM_EINVAL. Zeroed before. */
-int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params);
+/* CRAM_ENOMEM, CRAM_EINVAL. Zeroed before. board: of another process, and the settings are its; NULL: a new one. */
+int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params, struct board *board);
 void zswap_deinit(struct zswap *zswap);
 
 /* Stores a page that has no entry, from a frame that does not change meanwhile. force: past every limit but the machine's, for
@@ -92,6 +94,10 @@ uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit dir
 uint64_t zswap_max_pages(const struct zswap *zswap);
 /* More than the acceptance threshold, since the limit was met? */
 bool zswap_must_shrink(struct zswap *zswap);
+
+/* In a child of fork, whose parent saw to it that no thread was at work here, and whose home device, as which it takes the
+ * parent's over, is the one node. False: it cannot. */
+bool zswap_forked(struct zswap *zswap, struct dpa_table table);
 
 /* Has whoever waits look after it. */
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work);

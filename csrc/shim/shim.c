@@ -3,6 +3,7 @@
 #include "shim.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "error.h"
 #include "host/space.h"
 #include "host/visit.h"
 #include "memory.h"
@@ -29,6 +31,7 @@ struct settings {
 	uint64_t window, min_mmap;
 	unsigned writeback_ms;
 	bool monitored, follow;
+	const char *board; /* of a manager; up to its comma. "-": the device's own memory */
 	const char *path;
 };
 
@@ -74,8 +77,12 @@ static bool parse(const char *text, struct settings *settings)
 	settings->writeback_ms = *end == ',' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
 	settings->monitored = *end == ',' && strtoul(end + 1, &end, 10) != 0;
 	settings->follow = *end == ',' && strtoul(end + 1, &end, 10) != 0;
-	settings->path = end + 1;
-	return *end == ',';
+	settings->board = end + 1;
+	settings->path = *end == ',' ? strchr(settings->board, ',') : NULL;
+	if (settings->path == NULL)
+		return false;
+	settings->path++;
+	return true;
 }
 
 static char **find(char **envp, const char *name)
@@ -91,21 +98,65 @@ static void drop(char **envp, const char *name)
 		at[0] = at[1];
 }
 
+/* The board of whoever runs us, whose settings are for all of its programs. */
+static struct board *attach_board(const struct settings *settings)
+{
+	char path[64];
+	size_t length = (size_t)(settings->path - 1 - settings->board);
+	struct board *board;
+	int fd;
+
+	if (length >= sizeof(path))
+		return NULL;
+	memcpy(path, settings->board, length);
+	path[length] = 0;
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	board = fd < 0 ? NULL : board_attach(fd);
+	if (fd >= 0)
+		close(fd);
+	return board;
+}
+
+/* This process's manager: the device is its home and its node. There is no swap file. */
+static struct zswap *manage(cram_device *device, const struct settings *settings)
+{
+	const struct cram_zswap_params params = { .chain = 8, .codec = CRAM_CODEC_LZ4, .level = 1, .swap_fd = -1 };
+	const struct cram_node_params node = { .live_registers = 1 };
+	struct board *board = attach_board(settings);
+	struct zswap *zswap = memory_map(sizeof(*zswap), -1);
+
+	if (board == NULL || zswap == NULL) {
+		cram_fail(CRAM_ENOMEM, "the manager that is to be shared cannot be had");
+		die("its manager cannot be started");
+	}
+	if (zswap_init(zswap, device, &params, board) != 0 || node_open(&zswap->nodes[0], device, &node, &board->views[0]) != 0)
+		die("its manager cannot be started");
+	return zswap;
+}
+
 static void attach(const struct settings *settings)
 {
 	struct cram_map_params params = { .window = settings->window, .writeback_ms = settings->writeback_ms,
 					  .delivery = settings->monitored ? CRAM_MONITOR : CRAM_INLINE, .anonymous = 1 };
 	struct cram_params device_params;
+	struct zswap *zswap = NULL;
 	cram_device *device;
 
 	if (cram_open(settings->path, &device) != 0)
 		die("the device cannot be attached");
 	cram_get_params(device, &device_params);
 	params.length = device_params.advertised * DPAS_SPAN;
+	if (*settings->board != '-') {
+		zswap = manage(device, settings);
+		/* Not all of the region: each child of fork looks through it. */
+		if (zswap_setting(zswap, CRAM_ZSWAP_RAM) > device_params.advertised)
+			params.length = page_up(zswap_setting(zswap, CRAM_ZSWAP_RAM)) * DPAS_SPAN;
+		params.anonymous = 0;
+	}
 	if (params.length > REGION_END - REGION_BASE)
 		params.length = REGION_END - REGION_BASE;
 	shim.end = params.length;
-	if (map_create(device, &params, (void *)REGION_BASE, &shim.map) != 0)
+	if (map_create(device, &params, (void *)REGION_BASE, zswap, 0, &shim.map) != 0)
 		die("its memory cannot be mapped");
 	if (space_start() != 0)
 		die("the memory that was there cannot be taken over");
