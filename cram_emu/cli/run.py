@@ -171,7 +171,7 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
     for name, mode in (("window", "direct"), ("dram", "zswap")):
         if getattr(args, name) is not None and args.mode != mode:
             raise InvalidArgument(f"--{name} is of --mode {mode}, not of {args.mode}")
-    settings.check()
+    settings.check("window" if args.mode == "direct" else "dram")
     if args.seed is not None and args.delivery != "inline":
         raise InvalidArgument(f"--seed with --delivery {args.delivery}: another thread decides what comes first")
     joins = args.device is not None or args.mount is not None

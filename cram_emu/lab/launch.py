@@ -52,16 +52,16 @@ class Settings:
     follow: bool = True  #: programs that it starts are placed too
     writeback_ms: int = 100
 
-    def check(self) -> None:
-        """InvalidArgument, naming the value."""
+    def check(self, frames: str = "window") -> None:
+        """InvalidArgument, naming the value; frames: what the user knows the window as."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if self.window < 1 << 16:
-            raise InvalidArgument(f"window {self.window}: below 64 KiB")
+            raise InvalidArgument(f"{frames} {self.window}: below 64 KiB")
         if self.window % 4096:
-            raise InvalidArgument(f"window {self.window}: not a multiple of 4096")
+            raise InvalidArgument(f"{frames} {self.window}: not a multiple of 4096")
         if self.window > memory:
             raise InvalidArgument(
-                f"window {format_size(self.window)}: this host has {format_size(memory)} of memory"
+                f"{frames} {format_size(self.window)}: this host has {format_size(memory)} of memory"
             )
         if self.min_mmap < 4096:
             raise InvalidArgument(f"smallest mapping {self.min_mmap}: below a page, 4096")

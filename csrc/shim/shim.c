@@ -126,7 +126,7 @@ static struct zswap *manage(cram_device *device, const struct settings *settings
 	struct zswap *zswap = memory_map(sizeof(*zswap), -1);
 
 	if (board == NULL || zswap == NULL) {
-		cram_fail(CRAM_ENOMEM, "the manager that is to be shared cannot be had");
+		cram_fail(CRAM_ENOMEM, "the board that it shares with others cannot be had");
 		die("its manager cannot be started");
 	}
 	if (zswap_init(zswap, device, &params, board) != 0 || node_open(&zswap->nodes[0], device, &node, &board->views[0]) != 0)
