@@ -156,6 +156,9 @@ class Node:
             return
         if registers.ratio:
             self._page_size = min(PAGE, max(1, round(PAGE / registers.ratio)))
+        else:
+            # Nothing is stored yet: what a page takes is not known before the next question, which need not wait.
+            self._asked = 0.0
         verdict = self._call("safe", self.driver.safe, registers)
         self._publish(verdict=bool(verdict), no_alloc=registers.no_alloc, pressure=registers.pressure)
 
