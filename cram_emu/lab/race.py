@@ -42,7 +42,6 @@ class Word:
 WORDS = (
     Word("in time"),
     Word("1 ms late", 1),
-    Word("2 ms late", 2),
     Word("5 ms late", 5),
     Word("lost", None),
     Word("lost; asks every 2 ms", None, query_interval=0.002),
