@@ -125,7 +125,7 @@ def _race(args: argparse.Namespace, console: Console) -> None:
     if args.plot is not None:
         plot.draw_race(plan, cells, args.plot)
     console.say()
-    console.say(f"Pages lost, by margin (lthresh, of the real capacity); median of {plan.runs} runs")
+    console.say(f"Pages lost, by margin (lthresh, of the real capacity); median (most) of {plan.runs} runs")
     columns = ["interrupt", *(f"{margin:g} %" for margin in plan.margins), "suffices", "heard after"]
     console.table(columns, [_race_row(cells, word) for word in plan.words])
     console.say()
@@ -144,7 +144,7 @@ def _race_row(cells: list[race.Cell], word: race.Word) -> list[str]:
     enough, heard = race.suffices(cells, word), race.heard_ms(cells, word)
     return [
         word.name,
-        *(f"{cell.lost:,.0f}" for cell in cells if cell.word == word),
+        *(f"{cell.lost:,.0f} ({cell.most_lost:,})" for cell in cells if cell.word == word),
         "none" if enough is None else f"{enough:g} %",
         "-" if heard is None else f"{heard:.1f} ms",
     ]

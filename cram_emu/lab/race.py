@@ -99,6 +99,10 @@ class Cell:
         """Median."""
         return statistics.median(run.lost for run in self.runs)
 
+    @property
+    def most_lost(self) -> int:
+        return max(run.lost for run in self.runs)
+
 
 def run(plan: Plan, progress: Callable[[int, str], None] = lambda done, note: None) -> list[Cell]:
     """A cell for each word and margin. WrongContents: a page was neither right nor poison, or a loss was not counted."""
@@ -118,7 +122,7 @@ def suffices(cells: list[Cell], word: Word) -> float | None:
     """The least margin from which on no run lost a page; None: there is none."""
     least = None
     for cell in sorted((cell for cell in cells if cell.word == word), key=lambda cell: -cell.margin):
-        if any(run.lost for run in cell.runs):
+        if cell.most_lost:
             break
         least = cell.margin
     return least
