@@ -265,6 +265,7 @@ class Device:
         self._forgotten = False
         self.poison = Poison(self)
         self.faults = Faults(self)
+        self._advertised = self.params.advertised
 
     # -- lifetime
 
@@ -387,7 +388,7 @@ class Device:
         check(lib.cram_check(self._handle))
 
     def _check_range(self, dpa: int, length: int) -> None:
-        advertised = self.params.advertised
+        advertised = self._advertised
         if dpa < 0 or length < 0 or dpa + length > advertised:
             raise InvalidArgument(
                 f"{length} bytes at 0x{dpa:x}: not within the advertised {advertised} bytes"

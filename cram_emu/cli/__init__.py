@@ -42,6 +42,7 @@ SUBCOMMANDS = (
     ("rm", "cram_emu.cli.rm", "remove a device that has a name"),
     ("fault", "cram_emu.cli.fault", "make a device do something wrong, on purpose"),
     ("scenarios", "cram_emu.cli.scenarios", "break devices on purpose, and check what comes of it"),
+    ("experiment", "cram_emu.cli.experiment", "measure what a policy of the host comes to"),
     ("mount", "cram_emu.cli.mount", "serve the machine's sysfs tree at a directory"),
     ("ns", "cram_emu.cli.ns", "run a command that sees a mounted machine as its own"),
     ("stat", "cram_emu.cli.stat", "show the registers of a mounted machine's devices"),

@@ -107,6 +107,7 @@ class Node:
         self.callback_errors = 0
         self.slow_callbacks = 0
         self._asked = 0.0
+        self._heard = 0
         self._verdict = True
         self._approving = driver.page_allocated is not None
         self._page_size = PAGE
@@ -148,6 +149,7 @@ class Node:
         if self._asked and now - self._asked < interval:
             return
         self._asked = now
+        heard = self._heard
         try:
             registers = self.device.stats
         except CramError:
@@ -156,22 +158,37 @@ class Node:
             return
         if registers.ratio:
             self._page_size = min(PAGE, max(1, round(PAGE / registers.ratio)))
+        else:
+            # Nothing is stored yet: what a page takes is not known before the next question, which need not wait.
+            self._asked = 0.0
         verdict = self._call("safe", self.driver.safe, registers)
-        self._publish(verdict=bool(verdict), no_alloc=registers.no_alloc, pressure=registers.pressure)
+        self._publish(verdict=bool(verdict), no_alloc=registers.no_alloc, pressure=registers.pressure, heard=heard)
 
     def _interrupted(self, interrupt: Interrupt) -> None:
         low = interrupt.name == "lthresh"
+        with self._lock:
+            self._heard += 1
         self._publish(no_alloc=low, pressure=1000 if low else 0)
         if self.driver.interrupt is not None:
             self._call("interrupt", self.driver.interrupt, interrupt)
 
-    def _publish(self, verdict: bool | None = None, no_alloc: bool | None = None, pressure: int | None = None) -> None:
+    def _publish(
+        self,
+        verdict: bool | None = None,
+        no_alloc: bool | None = None,
+        pressure: int | None = None,
+        heard: int | None = None,
+    ) -> None:
+        """heard: interrupts that had come when no_alloc and pressure were read; a later one knows better."""
         with self._lock:
+            if heard is not None and heard != self._heard:
+                no_alloc = pressure = None
             if verdict is not None:
                 self._verdict = verdict
             try:
                 known = self.stats
-            except InvalidArgument:
+            except CramError:
+                # An interrupt may come while the node goes.
                 return
             lib.cram_node_publish(
                 self._handle(),

@@ -145,23 +145,50 @@ static bool choose_victims(struct pager *pager, struct op *op, unsigned most, st
 	return batch->count == 0 || own_batch(pager, op, batch);
 }
 
-/* Would n frames more take the memory's group past its limit? Threads that ask at once may take it past it together. */
-static bool over_group(const struct pager *pager, unsigned n)
+/* The nearest group that n frames more of the memory would take past its limit, or MEMCG_NONE. Threads that ask at once may
+ * take it past it together. */
+static uint32_t group_over(const struct pager *pager, unsigned n)
 {
 	const struct zswap_memory *memory = pager->managed;
 
-	return memory != NULL &&
-	       memcg_over(&memory->zswap->groups, memory->group, n * (uint64_t)PAGE_SIZE) != MEMCG_NONE;
+	if (memory == NULL)
+		return MEMCG_NONE;
+	return memcg_over(&memory->zswap->groups, memory->group, n * (uint64_t)PAGE_SIZE);
+}
+
+/* Counts that a group's limit was met; what is charged to it. 0: there is no such group. */
+static uint64_t meet_limit(const struct pager *pager, uint32_t group)
+{
+	struct memcgs *groups;
+
+	if (group == MEMCG_NONE)
+		return 0;
+	groups = &pager->managed->zswap->groups;
+	memcg_count(groups, group, max_events, 1);
+	return memcg_current(&groups->group[group]);
+}
+
+/* Is the memory's group over its limit, and charged as much as before? */
+static bool no_progress(const struct pager *pager, uint64_t before)
+{
+	uint32_t group = group_over(pager, 1);
+
+	return group != MEMCG_NONE && memcg_current(&pager->managed->zswap->groups.group[group]) >= before;
+}
+
+/* Does nobody in the group have a frame? */
+static bool no_frames(const struct pager *pager, uint32_t group)
+{
+	return atomic_load(&pager->managed->zswap->groups.group[group].anon) == 0;
 }
 
 /* Reclaim could not help. */
-static void count_oom(const struct pager *pager, unsigned n)
+static void count_oom(const struct pager *pager)
 {
-	struct memcgs *groups = &pager->managed->zswap->groups;
-	uint32_t group = memcg_over(groups, pager->managed->group, n * (uint64_t)PAGE_SIZE);
+	uint32_t group = group_over(pager, 1);
 
 	if (group != MEMCG_NONE)
-		count(&groups->group[group].oom, 1);
+		memcg_count(&pager->managed->zswap->groups, group, oom, 1);
 }
 
 /* Adds frames to the resident ones, if the window allows, or all the same. Not add and undo: others would find it full
@@ -170,7 +197,7 @@ static bool take_frames(struct pager *pager, unsigned n, bool anyway)
 {
 	uint64_t resident = atomic_load(&pager->resident);
 
-	if (!anyway && over_group(pager, n))
+	if (!anyway && group_over(pager, n) != MEMCG_NONE)
 		return false;
 	do {
 		if (resident + n > pager->window && !anyway)
@@ -205,6 +232,9 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 	bool anyway = false;
 
 	while (!take_frames(pager, want, anyway)) {
+		uint32_t over = group_over(pager, want);
+		uint64_t charged = meet_limit(pager, over);
+
 		/* A device without a free page takes nothing more: what was shared by forks, and written to, stays. */
 		anyway = !choose_victims(pager, op, supply->recycle ? want : pager->batch, batch);
 		if (batch->count > 0) {
@@ -215,25 +245,32 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 			if (pager->managed == NULL)
 				continue;
 			zswap_count(pager->managed->zswap, CRAM_ZSWAP_DIRECT_RECLAIM, freed);
+			/* The manager's thread asks the devices, which fill. */
+			zswap_want(pager->managed->zswap, CRAM_WORK_RECLAIM);
 			/* Nobody takes a page, or what is stored is charged as what was freed: no progress. The limit
-			 * gives way, and what is in memory stays readable; the kernel would kill. */
-			if ((freed == 0 || over_group(pager, want)) && ++tries == RECLAIM_RETRIES) {
+			 * gives way, for a page, and what is in memory stays readable; the kernel would kill. It would
+			 * first go on for as long as anything is reclaimed, until the group has no page left: threads
+			 * that reclaim from each other in faults would never be done. */
+			if ((freed == 0 || no_progress(pager, charged)) && ++tries == RECLAIM_RETRIES) {
 				anyway = true;
-				count_oom(pager, want);
+				want = 1;
+				count_oom(pager);
 			}
 			continue;
 		}
-		if (over_group(pager, want)) {
-			/* The group's other memories have it all; they are not ours to reclaim from in a fault. */
+		if (over != MEMCG_NONE) {
+			/* The group's other memories have it all, which are not ours to reclaim from in a fault, or it is
+			 * charged for what is stored, and waiting would not help. */
 			zswap_want(pager->managed->zswap, CRAM_WORK_RECLAIM);
-			anyway = ++tries == RECLAIM_RETRIES;
+			anyway = no_frames(pager, over) || ++tries == RECLAIM_RETRIES;
 			if (anyway)
-				count_oom(pager, want);
+				count_oom(pager);
 		}
 		/* All in other threads' hands, or pinned: take less, and let them go on. */
 		want = 1;
 		supply->recycle = false;
-		device_nap(op, 20000);
+		if (!anyway)
+			device_nap(op, 20000);
 	}
 	supply->frames = want;
 }
