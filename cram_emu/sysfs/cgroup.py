@@ -1,7 +1,7 @@
 """sys/fs/cgroup: mm/memcontrol.c's files of version 2, for a manager's memory cgroups.
 
-A directory a group, inside its parent's. Files that would say nothing here (memory.high, swap, io, ...) are absent, and so are
-lines of memory.stat; groups are made by Zswap.memcg(), not by mkdir.
+A directory a group, inside its parent's. Files that would say nothing here (memory.high, swap, io, ...) are absent, and
+so are lines of memory.stat; groups are made by Zswap.memcg(), not by mkdir.
 """
 
 from __future__ import annotations

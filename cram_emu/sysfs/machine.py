@@ -34,9 +34,9 @@ _REGION_ALIGN = 256 << 20
 class Machine:
     """A host with CXL slots. Threads: any; devices come and go one at a time, while files are read.
 
-    on_removed, where set, is called with the topmost paths that have gone from the table. manager: the zswap of this process
-    that the files show too; its nodes are known by their devices, which are plugged in like others (join). The machine does
-    not close it.
+    on_removed, where set, is called with the topmost paths that have gone from the table. manager: the zswap of this
+    process that the files show too; its nodes are known by their devices, which are plugged in like others (join). The
+    machine does not close it.
     """
 
     def __init__(self, manager: Zswap | None = None) -> None:
@@ -107,8 +107,10 @@ class Machine:
     # -- devices go
 
     def remove(self, name: str) -> None:
-        """Pulls a device out; programs that have it open keep it. ENODEV: there is none of that name. Busy, and it stays: it
-        is opened here as a node of a manager."""
+        """Pulls a device out; programs that have it open keep it.
+
+        ENODEV: there is none of that name. Busy, and it stays: the machine's own handle of it is a node of a manager.
+        """
         with self._changing:
             memdev = next((m for m in self._members.values() if m.name == name), None)
             if memdev is None:

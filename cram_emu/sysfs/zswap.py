@@ -1,7 +1,7 @@
 """sys/module/zswap, sys/kernel/debug/{zswap,zsmalloc}: mm/zswap.c and mm/zsmalloc.c, of a manager in this process.
 
-What no kernel shows stands in sys/kernel/debug/cram_zswap, and for a device that is a node in its directory of cram_device. It
-does not look into the manager: it shows what Zswap and Node say. Nodes come and go while files are read.
+What no kernel shows stands in sys/kernel/debug/cram_zswap, and for a device that is a node in its directory of
+cram_device. It does not look into the manager: it shows what Zswap and Node say. Nodes come and go while files are read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import dataclasses
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cram_emu.errors import CramError
 from cram_emu.sysfs.bus import Entries
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.parse import failure, invalid, kstrtobool, kstrtoull
@@ -65,7 +67,6 @@ OWN_COUNTS = (
 
 # zs_stats_size_show()
 _FULLNESS = (*(f"{percent}%" for percent in range(10, 100, 10)), "99%", "100%")
-_TOTALS = ("obj_allocated", "obj_used", "pages_used", "pages_per_zspage", "freeable")
 
 
 def attribute(
@@ -149,12 +150,10 @@ def _number(manager: Zswap, name: str, size: int = 0) -> Attribute:
 def classes(rows: list[PoolClass]) -> str:
     """The text of a pool's `classes`, without its last newline. The kernel has no column for zspages that are empty."""
     fullness = " ".join(f"{name:>9}" for name in _FULLNESS)
-    allocated, used, pages, per_zspage, freeable = _TOTALS
-    lines = [f" {'class':>5} {'size':>5} {fullness} {allocated:>13} {used:>10} {pages:>10} {per_zspage:>16} {freeable:>8}"]
-    for row in rows:
-        lines.append(_class(row.index, row.size, row.fullness[1:], row, row.pages_per_zspage))
+    head = f" {'class':>5} {'size':>5} {fullness} obj_allocated   obj_used pages_used pages_per_zspage freeable"
+    lines = [_class(row.index, row.size, row.fullness[1:], row, row.pages_per_zspage) for row in rows]
     totals = [sum(column) for column in zip(*(row.fullness[1:] for row in rows), strict=True)]
-    return "\n".join([*lines, "", _class("Total", "", totals, _Total(rows), "")])
+    return "\n".join([head, *lines, "", _class("Total", "", totals, _Total(rows), "")])
 
 
 class _Total:
@@ -224,9 +223,11 @@ class NodeDirectory(Directory):
 
     def _values(self) -> dict[str, int]:
         """A count a name: NodeStats, with a name for each reason to refuse."""
-        for node in self._manager.nodes:
-            if _object(node.device) == self._device:
-                return _counts(node)
+        # A node that leaves meanwhile has left.
+        with suppress(CramError):
+            for node in self._manager.nodes:
+                if _object(node.device) == self._device:
+                    return _counts(node)
         return {}
 
 
