@@ -69,12 +69,12 @@ class Memcg:
 
     @property
     def max(self) -> int | None:
-        """memory.max; None: no limit."""
+        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be."""
         return _limit(self._stats().max)
 
     @max.setter
     def max(self, value: int | str | None) -> None:
-        """A limit below what is charged reclaims until it is met, or nothing more can be: memory_max_write()."""
+        # memory_max_write() reclaims before it returns, too.
         self._set(max=limit_of(value))
         reclaim_group(self._manager, self)
 

@@ -287,8 +287,8 @@ class Zswap:
         number = ffi.new("uint32_t *")
         check(lib.cram_zswap_add_node(self._handle, device._handle, params, number))
         node = Node(self, device, driver, number[0])
-        self._nodes.append(node)
-        self._nodes.sort(key=lambda node: node.number)
+        # A new list, always: other threads go through the old one, and sort() empties a list while it works.
+        self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
         self._subscribe()
         node.query()
         node.refill()
@@ -298,7 +298,7 @@ class Zswap:
         """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing."""
         check(lib.cram_zswap_remove_node(self._handle, node.number))
         node.online = False
-        self._nodes.remove(node)
+        self._nodes = [other for other in self._nodes if other is not node]
         self._subscribe()
 
     def _subscribe(self) -> None:
