@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from managed import PAGES, Managed
 from samples import PAGE
+from servers import CLI
 
 from cram_emu import Device
 from cram_emu.errors import Busy
@@ -406,6 +407,16 @@ class TestMounted:
         assert not (where / "sys/fs/cgroup/batch").exists()
         managed.zswap.memcg(name="late", max="8M")
         assert client("cat", where / "sys/fs/cgroup/late/memory.max") == f"{8 << 20}\n"
+
+    def test_in_place(self, where: Path, managed: Managed):
+        """A program that is shown the tree in /sys and /proc finds zswap there, beside what else the host has."""
+        command = "cat /sys/kernel/debug/zswap/stored_pages && echo 33 >/sys/module/zswap/parameters/max_pool_percent"
+        command += " && cat /sys/fs/cgroup/redis/memory.zswap.current && grep -c . /proc/meminfo"
+        lines = Path("/proc/meminfo").read_text().count("\n")
+        assert client(*CLI, "ns", where, "--", "sh", "-c", command).split() == [
+            str(PAGES), str(managed.group.zswap_current), str(lines),
+        ]  # fmt: skip
+        assert managed.zswap.max_pool_percent == 33
 
     def test_signals(self, managed: Managed, skip_unless_fuse, tmp_path: Path):
         """A process that serves its files catches no signal that it did not catch before."""
