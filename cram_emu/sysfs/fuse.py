@@ -400,12 +400,12 @@ def mounted(machine: Machine, path: str | os.PathLike[str]) -> Iterator[Path]:
     default = [number for number in _ENDS if signal.getsignal(number) == signal.SIG_DFL]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OWN_FAULTS)
     try:
-        mount.start()
-        for number in default:
-            signal.signal(number, signal.SIG_DFL)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    try:
+        try:
+            mount.start()
+            for number in default:
+                signal.signal(number, signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         yield where
     finally:
         mount.stop()

@@ -412,7 +412,7 @@ class TestMounted:
         """A program that is shown the tree in /sys and /proc finds zswap there, beside what else the host has."""
         command = "cat /sys/kernel/debug/zswap/stored_pages && echo 33 >/sys/module/zswap/parameters/max_pool_percent"
         command += " && cat /sys/fs/cgroup/redis/memory.zswap.current && grep -c . /proc/meminfo"
-        lines = Path("/proc/meminfo").read_text().count("\n")
+        lines = managed.show("proc/meminfo").count("\n")
         assert client(*CLI, "ns", where, "--", "sh", "-c", command).split() == [
             str(PAGES), str(managed.group.zswap_current), str(lines),
         ]  # fmt: skip
