@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, fields, lib
 from cram_emu.errors import InvalidArgument
+from cram_emu.host.reclaim import reclaim_group
 from cram_emu.sizes import parse_size
 
 if TYPE_CHECKING:
     from cram_emu.host.zswap import Zswap
 
 _NONE = 2**64 - 1
+_DEFAULT_NAME = re.compile(r"memcg\d+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,10 +40,11 @@ class Memcg:
     limit gives way and `oom` counts: the kernel would kill.
     """
 
-    def __init__(self, manager: Zswap, number: int, parent: Memcg | None):
+    def __init__(self, manager: Zswap, number: int, parent: Memcg | None, name: str):
         self._manager = manager
         self.number = number
         self.parent = parent
+        self.name = name
 
     def _stats(self):
         stats = ffi.new("struct cram_memcg_stats *")
@@ -64,12 +69,14 @@ class Memcg:
 
     @property
     def max(self) -> int | None:
-        """memory.max; None: no limit."""
+        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be."""
         return _limit(self._stats().max)
 
     @max.setter
     def max(self, value: int | str | None) -> None:
-        self._set(max=_number(value))
+        # memory_max_write() reclaims before it returns, too.
+        self._set(max=limit_of(value))
+        reclaim_group(self._manager, self)
 
     @property
     def zswap_max(self) -> int | None:
@@ -78,7 +85,7 @@ class Memcg:
 
     @zswap_max.setter
     def zswap_max(self, value: int | str | None) -> None:
-        self._set(zswap_max=_number(value))
+        self._set(zswap_max=limit_of(value))
 
     @property
     def zswap_writeback(self) -> bool:
@@ -108,11 +115,22 @@ class Memcg:
         return False
 
 
+def check_name(name: str, siblings: Iterable[Memcg]) -> None:
+    """A directory's name, beside others and the group's own files, as for mkdir(2) in cgroup2."""
+    if not isinstance(name, str) or not name.isprintable() or "/" in name or not 0 < len(name.encode()) < 256:
+        raise InvalidArgument(f"name {name!r}: not a name that a directory can have")
+    if name in (".", "..") or name.startswith("memory.") or _DEFAULT_NAME.fullmatch(name):
+        raise InvalidArgument(f"name {name!r}: it means something else")
+    if any(group.name == name for group in siblings):
+        raise InvalidArgument(f"name {name!r}: its parent has such a group already")
+
+
 def _limit(value: int) -> int | None:
     return None if value == _NONE else value
 
 
-def _number(value: int | str | None) -> int:
+def limit_of(value: int | str | None) -> int:
+    """A limit as the core has it. InvalidArgument, naming it."""
     if value is None:
         return _NONE
     size = parse_size(value)

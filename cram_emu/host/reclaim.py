@@ -16,6 +16,7 @@ from cram_emu._core import ffi, lib
 from cram_emu.errors import CramError
 
 if TYPE_CHECKING:
+    from cram_emu.host.memcg import Memcg
     from cram_emu.host.zswap import Zswap
 
 _PAGE = 4096
@@ -93,7 +94,7 @@ def reclaim(manager: Zswap) -> None:
             if manager.shrinker_enabled and reclaimed:
                 memory.shrink(_shrinker_share(manager, reclaimed))
     for group in manager._groups:
-        _reclaim_group(manager, group)
+        reclaim_group(manager, group)
 
 
 def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
@@ -103,7 +104,8 @@ def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
     return reclaimed * pool // stats.stored_pool_pages if stats.stored_pool_pages else 0
 
 
-def _reclaim_group(manager: Zswap, group) -> None:
+def reclaim_group(manager: Zswap, group: Memcg) -> None:
+    """Brings a group below its limit, if it has one and that can be done."""
     limit = group.max
     if limit is None:
         return

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from cram_emu._core import check, choose, ffi, lib, own, set_field
 from cram_emu.device import Device
 from cram_emu.errors import DeviceIOError, InvalidArgument
-from cram_emu.host.memcg import Memcg
+from cram_emu.host.memcg import Memcg, check_name, limit_of
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
 from cram_emu.sizes import parse_size
@@ -224,7 +224,7 @@ class Zswap:
         self.compressor = compressor
         self.query_interval = query_interval
         self._memories: weakref.WeakSet[ManagedMemory] = weakref.WeakSet()
-        self._groups: list[Memcg] = [Memcg(self, 0, None)]
+        self._groups: list[Memcg] = [Memcg(self, 0, None, "")]
         self._nodes: list[Node] = []
         self._reclaimer = Reclaimer(self)
         try:
@@ -298,8 +298,8 @@ class Zswap:
         number = ffi.new("uint32_t *")
         check(lib.cram_zswap_add_node(self._handle, device._handle, params, number))
         node = Node(self, device, driver, number[0])
-        self._nodes.append(node)
-        self._nodes.sort(key=lambda node: node.number)
+        # A new list, always: other threads go through the old one, and sort() empties a list while it works.
+        self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
         self._subscribe()
         node.query()
         node.refill()
@@ -309,7 +309,7 @@ class Zswap:
         """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing."""
         check(lib.cram_zswap_remove_node(self._handle, node.number))
         node.online = False
-        self._nodes.remove(node)
+        self._nodes = [other for other in self._nodes if other is not node]
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -328,22 +328,30 @@ class Zswap:
         """The group of all memories."""
         return self._groups[0]
 
+    @property
+    def groups(self) -> tuple[Memcg, ...]:
+        """The root, and all that memcg() has made, parents before those below them."""
+        return tuple(self._groups)
+
     def memcg(
         self,
         parent: Memcg | None = None,
         *,
+        name: str | None = None,
         max: int | str | None = None,
         zswap_max: int | str | None = None,
         zswap_writeback: bool = True,
     ) -> Memcg:
-        """A new memory cgroup below the parent, or the root."""
+        """A new memory cgroup below the parent, or the root. name: its directory's ("memcg" and its number)."""
         parent = self.root if parent is None else parent
+        if name is not None:
+            check_name(name, (group for group in self._groups if group.parent is parent))
+        # Before there is a group: one cannot be taken away again.
+        limits = limit_of(max), limit_of(zswap_max)
         number = ffi.new("uint32_t *")
         check(lib.cram_memcg_create(self._handle, parent.number, number))
-        group = Memcg(self, number[0], parent)
-        group.max = max
-        group.zswap_max = zswap_max
-        group.zswap_writeback = zswap_writeback
+        check(lib.cram_memcg_set(self._handle, number[0], *limits, bool(zswap_writeback)))
+        group = Memcg(self, number[0], parent, f"memcg{number[0]}" if name is None else name)
         self._groups.append(group)
         return group
 

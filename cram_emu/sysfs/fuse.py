@@ -14,6 +14,7 @@ import importlib
 import itertools
 import logging
 import os
+import signal
 import stat
 import tempfile
 import threading
@@ -379,3 +380,32 @@ class Mount:
                 except OSError as error:
                     if error.errno not in (errno.EISDIR, errno.ENOTDIR):
                         break  # it had forgotten already
+
+
+# What the kernel raises where a thread went wrong: blocking it would hide the place.
+_OWN_FAULTS = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+# libfuse takes these for itself where nobody has, as a program of its own would.
+_ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def mounted(machine: Machine, path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A machine's files on an empty directory, served by this process while the context lasts; the directory.
+
+    For a machine that shows a manager, which lives in a process. The program's signals stay its own. Main thread only.
+    Errors as of mountpoint.prepare(), load() and Mount.start().
+    """
+    library, where = load(), mountpoint.prepare(path)
+    mount = Mount(machine, where, library)
+    default = [number for number in _ENDS if signal.getsignal(number) == signal.SIG_DFL]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OWN_FAULTS)
+    try:
+        try:
+            mount.start()
+            for number in default:
+                signal.signal(number, signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        yield where
+    finally:
+        mount.stop()

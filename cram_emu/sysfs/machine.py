@@ -7,15 +7,21 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cram_emu import Device
-from cram_emu.sysfs import cxl, dax, debugfs, faults, host, memory, node, registers, tiers, trace
+from cram_emu.sysfs import (
+    cgroup, cxl, dax, debugfs, faults, host, memory, node, proc, registers, tiers, trace, zswap,
+)  # fmt: skip
 from cram_emu.sysfs.bus import Entries
 from cram_emu.sysfs.events import Events
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.parse import failure, invalid, memparse
 from cram_emu.sysfs.runtime import DeviceFiles
 from cram_emu.sysfs.table import Table
+
+if TYPE_CHECKING:
+    from cram_emu.host import Zswap
 
 #: Root ports, and with them nodes, that firmware provides for.
 SLOTS = 8
@@ -28,11 +34,14 @@ _REGION_ALIGN = 256 << 20
 class Machine:
     """A host with CXL slots. Threads: any; devices come and go one at a time, while files are read.
 
-    on_removed, where set, is called with the topmost paths that have gone from the table.
+    on_removed, where set, is called with the topmost paths that have gone from the table. manager: the zswap of this
+    process that the files show too; its nodes are known by their devices, which are plugged in like others (join). The
+    machine does not close it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, manager: Zswap | None = None) -> None:
         self.table = Table()
+        self._manager = manager
         self.trace = trace.Trace(self._collect)
         self.on_removed: Callable[[list[str]], object] = lambda paths: None
         self._files = DeviceFiles()
@@ -98,7 +107,10 @@ class Machine:
     # -- devices go
 
     def remove(self, name: str) -> None:
-        """Pulls a device out; programs that have it open keep it. ENODEV: there is none of that name."""
+        """Pulls a device out; programs that have it open keep it.
+
+        ENODEV: there is none of that name. Busy, and it stays: the machine's own handle of it is a node of a manager.
+        """
         with self._changing:
             memdev = next((m for m in self._members.values() if m.name == name), None)
             if memdev is None:
@@ -108,13 +120,14 @@ class Machine:
 
     def _unplug(self, memdev: Memdev) -> list[str]:
         index = memdev.index
+        # First, as it may be refused; whoever reads a file meanwhile finds the device gone.
+        memdev.device.close()
         self._members = {i: other for i, other in self._members.items() if i != index}
         self._events = {i: events for i, events in self._events.items() if i != index}
         gone = self.table.remove(self._paths.pop(index))
         if not self._members:
             gone += self.table.remove(self._tier)
             self._tier = []
-        memdev.device.close()
         self._files.release(Path(memdev.path))
         return gone
 
@@ -137,6 +150,10 @@ class Machine:
         yield from registers.platform(self._add, self.remove)
         yield from faults.platform(self.members)
         yield from trace.platform(self.trace)
+        if self._manager is not None:
+            yield from zswap.platform(self._manager)
+            yield from cgroup.platform(self._manager)
+            yield from proc.platform(self._manager)
 
     def _entries(self, memdev: Memdev, events: Events) -> Entries:
         yield from cxl.members(memdev)
@@ -147,6 +164,8 @@ class Machine:
         yield from debugfs.poison(memdev, events)
         yield from registers.members(memdev)
         yield from faults.members(memdev)
+        if self._manager is not None:
+            yield from zswap.members(self._manager, memdev)
 
     def _add(self, text: str) -> None:
         """What is written to cram_device/add."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from managed import Managed
 from servers import SMALL, Server, skip_unless_library
 
 from cram_emu.sysfs import fuse
@@ -48,3 +49,11 @@ def serve(skip_unless_fuse, tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(request, serve) -> Server:
     skip_unless_library(request.param)
     return serve(*SMALL, "--fuse", request.param)
+
+
+@pytest.fixture
+def managed(skip_unless_userfaultfd, tmp_path: Path) -> Iterator[Managed]:
+    """A manager with one node and a pool, and a machine that shows both."""
+    managed = Managed(tmp_path)
+    yield managed
+    managed.close()
