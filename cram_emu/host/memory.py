@@ -49,9 +49,12 @@ class ManagedMemory(Mapping):
         set_field(params, "length", parse_size(size))
         set_field(params, "dram", parse_size(dram))
         set_field(params, "delivery", choose("delivery", delivery, DELIVERIES))
-        if group is not None and group._manager is not manager:
+        group = manager.root if group is None else group
+        if group._manager is not manager:
+            if own_manager:
+                manager.close()
             raise InvalidArgument("group: it is another manager's")
-        params.group = 0 if group is None else group.number
+        params.group = group.number
         handle = ffi.new("cram_map **")
         try:
             check(lib.cram_managed_create(manager._handle, params, handle))

@@ -109,7 +109,7 @@ def reclaim_group(manager: Zswap, group: Memcg) -> None:
     limit = group.max
     if limit is None:
         return
-    memories = [memory for memory in list(manager._memories) if memory.group is not None and memory.group in group]
+    memories = [memory for memory in list(manager._memories) if memory.group in group]
     while group.current > limit:
         before = group.current
         with suppress(CramError):

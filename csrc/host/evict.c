@@ -215,7 +215,7 @@ struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 	struct supply supply = { .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
 
 	/* Frames that change hands are charged to nobody anew: where a group has a limit, it is asked. */
-	if (pager->managed != NULL && pager->managed->group != 0)
+	if (pager->managed != NULL && memcg_limited(&pager->managed->zswap->groups, pager->managed->group))
 		supply.recycle = false;
 	/* The kernel's own accesses, which a monitor answers, come from no thread of ours. */
 	supply.alone = supply.recycle && !pager->wake && thread_alone();

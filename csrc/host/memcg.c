@@ -72,3 +72,13 @@ bool memcg_may_write_back(const struct memcgs *groups, uint32_t group)
 			return true;
 	}
 }
+
+bool memcg_limited(const struct memcgs *groups, uint32_t group)
+{
+	for (;; group = groups->group[group].parent) {
+		if (atomic_load_explicit(&groups->group[group].max, memory_order_relaxed) != MEMCG_UNLIMITED)
+			return true;
+		if (group == 0)
+			return false;
+	}
+}
