@@ -180,6 +180,7 @@ def _managed_title(result: Result) -> str:
 
 def _managed(result: Result) -> tuple[list[str], list[list[str]]]:
     peers = [side for side in (MANAGED[1], SIDES[1]) if (side, 1) in result.sides]
+    # Both without readahead: a fault on zram brings in no neighbours by itself.
     names = {"zram": "kernel zram", "zswap": f"kernel zswap ({result.zswap_compressor})"}
     rows = []
     for figure, name in _SPEEDS:

@@ -288,7 +288,7 @@ def _run_zram(plan: Plan, arguments: Figures) -> Figures:
 
 
 def _run_zswap(plan: Plan, result: Result, arguments: Figures) -> Figures:
-    """With the first compressor that the kernel's takes; its pool may hold every page."""
+    """With the first compressor that the kernel's takes, and without readahead; its pool may hold every page."""
     hierarchy = cgroup.memory_hierarchy()
     with ExitStack() as cleanup:
         for compressor in COMPRESSORS:
@@ -299,6 +299,7 @@ def _run_zswap(plan: Plan, result: Result, arguments: Figures) -> Figures:
                 if compressor == COMPRESSORS[-1]:
                     raise
         result.zswap_compressor = compressor
+        cleanup.enter_context(kernel_zswap.without_readahead())
         group = cleanup.enter_context(cgroup.memory_group(plan.window, hierarchy))
         try:
             return run_child(

@@ -139,6 +139,13 @@ def swap(
         yield on
 
 
+def without_readahead():
+    """A context in which a fault brings in its own page, and no neighbours. With them zswap, whose loads are exclusive, fills a small
+    memory cgroup with pages of the swap cache that reclaim cannot free fast enough: the OOM killer comes."""
+    page_cluster = Path("/proc/sys/vm/page-cluster")
+    return undone("another vm.page-cluster", lambda stack: change(page_cluster, 0, stack))
+
+
 def _switch_on(
     size: int, compressor: str, parameters: dict, directory: Path, sysfs: Path, undo: ExitStack
 ) -> Swap:

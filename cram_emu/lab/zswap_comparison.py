@@ -14,16 +14,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from cram_emu.errors import CramError
-from cram_emu.lab import kernel_zswap, undo
+from cram_emu.lab import kernel_zswap
 from cram_emu.lab.bench import Figures, run_child
 from cram_emu.lab.cgroup import memory_group, memory_hierarchy
 from cram_emu.lab.footprint import total
 from cram_emu.lab.loops import PAGE
 from cram_emu.lab.signals import unwound_by_signals
-from cram_emu.lab.undo import Unavailable, undone
+from cram_emu.lab.undo import Unavailable
 from cram_emu.lab.workload import ANY_CODEC, ORDINARY, Mix
 from cram_emu.sizes import format_size
 
@@ -97,19 +96,13 @@ def kernel() -> tuple[Setup, Figures]:
         except Unavailable:
             on = stack.enter_context(kernel_zswap.swap(size, "lzo"))
             setup = Setup("lzo", ANY_CODEC)
-        stack.enter_context(_without_readahead())
+        stack.enter_context(kernel_zswap.without_readahead())
         hierarchy = memory_hierarchy()
         # In version 2 the group pays for the pool too.
         limit = setup.dram if hierarchy.version == 1 else setup.dram + setup.size // 2
         group = stack.enter_context(memory_group(limit, hierarchy))
         paths = {"procs": str(group.procs), "debugfs": str(on.debugfs)}
         return setup, run_child("kernel_zswap", **setup.workload, **paths)
-
-
-def _without_readahead():
-    """A fault brings in its own page, and no neighbours: as ours does."""
-    page_cluster = Path("/proc/sys/vm/page-cluster")
-    return undone("another vm.page-cluster", lambda stack: undo.change(page_cluster, 0, stack))
 
 
 def emulated(setup: Setup) -> Figures:
