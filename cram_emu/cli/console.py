@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from cram_emu.errors import InvalidArgument
+from cram_emu.faults import parse_attribute
 from cram_emu.sizes import parse_size
 
 # A progress report that is piped makes one line for each tenth of the work.
@@ -27,6 +29,14 @@ def size(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seed(text: str) -> int:
+    """The type of an argument that is a seed, as faults have it."""
+    try:
+        return int(parse_attribute("seed", text))
+    except InvalidArgument as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

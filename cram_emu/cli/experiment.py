@@ -9,10 +9,9 @@ import argparse
 import dataclasses
 import textwrap
 
-from cram_emu import faults, format_size
+from cram_emu import format_size
 from cram_emu.cli import EXIT_CODES, OK
-from cram_emu.cli.console import Console, add_json, size
-from cram_emu.errors import InvalidArgument
+from cram_emu.cli.console import Console, add_json, seed, size
 from cram_emu.lab import charging, plot, race
 
 DESCRIPTION = """\
@@ -41,16 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory.max of charging's group (32M), the real capacity of race's device (16M)",
     )
-    parser.add_argument("--seed", type=_seed, default=1, metavar="N", help="of contents and accesses (1)")
+    parser.add_argument("--seed", type=seed, default=1, metavar="N", help="of contents and accesses (1)")
     parser.add_argument("--plot", metavar="FILE", help="draw it there: .png or .svg")
     add_json(parser)
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(faults.parse_attribute("seed", text))
-    except InvalidArgument as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

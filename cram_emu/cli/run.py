@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cram_emu import Device, faults, format_size
 from cram_emu.cli import USAGE, tell
-from cram_emu.cli.console import add_capacities, plain_table, size
+from cram_emu.cli.console import add_capacities, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
@@ -109,7 +109,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=_seed,
+        type=seed,
         metavar="N",
         help="of the faults: a program with one thread is struck alike in every run (inline delivery, no"
         " periodic write-back)",
@@ -123,13 +123,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _fault(text: str) -> tuple[str, dict[str, float | int]]:
     try:
         return faults.parse(text)
-    except InvalidArgument as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _seed(text: str) -> int:
-    try:
-        return int(faults.parse_attribute("seed", text))
     except InvalidArgument as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from cram_emu import Device
 from cram_emu.host import Driver, ManagedMemory, Zswap
 from cram_emu.lab import loops, tree
-from cram_emu.lab.footprint import footprint, object_size
+from cram_emu.lab.footprint import Footprint, footprint, object_size
 from cram_emu.lab.kernel_zswap import Statistics
 from cram_emu.lab.loops import PAGE, Latencies, Pages
 from cram_emu.lab.workload import Mix, Workload
@@ -44,16 +44,8 @@ def device(size: int, real: int, window: int, peak: int, accesses: int, threads:
         Device(advertised=size, real=real) as dev,
         dev.map(delivery="inline", window=window, writeback=0) as mapping,
     ):
-
-        def memory() -> Figures:
-            grown = footprint() - before
-            return {
-                "memory_object": object_size(dev.fileno()),
-                "memory_private": grown.anonymous,
-                "memory_page_tables": grown.page_tables,
-            }
-
-        return _measure(Pages(mapping.address, size // PAGE, threads), latencies, memory)
+        pages = Pages(mapping.address, size // PAGE, threads)
+        return _measure(pages, latencies, lambda: _taken(dev, before))
 
 
 def managed(size: int, real: int, dram: int, peak: int, accesses: int, threads: int) -> Figures:
@@ -66,16 +58,18 @@ def managed(size: int, real: int, dram: int, peak: int, accesses: int, threads: 
         Zswap([dev]) as manager,
         ManagedMemory(size, dram=dram, manager=manager, delivery="inline") as memory,
     ):
+        pages = Pages(memory.address, size // PAGE, threads)
+        return _measure(pages, latencies, lambda: _taken(dev, before))
 
-        def account() -> Figures:
-            grown = footprint() - before
-            return {
-                "memory_object": object_size(dev.fileno()),
-                "memory_private": grown.anonymous,
-                "memory_page_tables": grown.page_tables,
-            }
 
-        return _measure(Pages(memory.address, size // PAGE, threads), latencies, account)
+def _taken(device: Device, before: Footprint) -> Figures:
+    """What a device, and this process since then, take of the host's memory."""
+    grown = footprint() - before
+    return {
+        "memory_object": object_size(device.fileno()),
+        "memory_private": grown.anonymous,
+        "memory_page_tables": grown.page_tables,
+    }
 
 
 def zram(

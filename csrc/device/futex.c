@@ -97,6 +97,18 @@ bool futex_lock(struct futex_lock *lock, uint32_t self, futex_dead_fn *dead, voi
 	return false;
 }
 
+static bool nobody_dead(void *arg, uint32_t word)
+{
+	(void)arg;
+	(void)word;
+	return false;
+}
+
+void futex_lock_private(struct futex_lock *lock)
+{
+	futex_lock(lock, futex_name(0, thread_id()), nobody_dead, NULL);
+}
+
 void futex_unlock(struct futex_lock *lock)
 {
 	if (atomic_exchange(&lock->word, 0) & FUTEX_WAITERS)

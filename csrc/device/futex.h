@@ -42,6 +42,8 @@ typedef bool futex_dead_fn(void *arg, uint32_t word);
 /* Takes the lock as self (futex_name()). Returns true when it was taken over from a dead client: what it protects
  * may be half changed. Async-signal-safe; callers block signals, or are in a handler that does. */
 bool futex_lock(struct futex_lock *lock, uint32_t self, futex_dead_fn *dead, void *arg);
+/* The same for a lock in memory of this process alone, whose threads do not die by themselves. */
+void futex_lock_private(struct futex_lock *lock);
 void futex_unlock(struct futex_lock *lock);
 
 /* Sleeps while *word == value, at most timeout_ns (negative: for ever). Returns false when the time ran out; may

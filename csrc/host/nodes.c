@@ -24,24 +24,11 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-/* Nobody but threads of this process holds these locks; whoever forks holds none. */
-static bool never_dead(void *arg, uint32_t word)
-{
-	(void)arg;
-	(void)word;
-	return false;
-}
-
-static void lock_stack(struct page_stack *stack)
-{
-	futex_lock(&stack->lock, futex_name(0, thread_id()), never_dead, NULL);
-}
-
 static bool push(struct page_stack *stack, uint32_t room, uint64_t dpa)
 {
 	bool pushed;
 
-	lock_stack(stack);
+	futex_lock_private(&stack->lock);
 	pushed = atomic_load(&stack->count) < room;
 	if (pushed)
 		stack->pages[atomic_fetch_add(&stack->count, 1)] = (uint32_t)dpa;
@@ -55,7 +42,7 @@ static uint64_t pop(struct page_stack *stack)
 
 	if (atomic_load_explicit(&stack->count, memory_order_relaxed) == 0)
 		return dpa;
-	lock_stack(stack);
+	futex_lock_private(&stack->lock);
 	if (atomic_load(&stack->count) > 0)
 		dpa = stack->pages[atomic_fetch_sub(&stack->count, 1) - 1];
 	futex_unlock(&stack->lock);

@@ -59,21 +59,6 @@ struct size_class {
 	uint64_t used;             /* objects */
 } __attribute__((aligned(64)));
 
-/* ---- locks ---------------------------------------------------------------------------------------------- */
-
-/* The memory is private: who holds a lock lives as long as it does. */
-static bool nobody_dies(void *arg, uint32_t word)
-{
-	(void)arg;
-	(void)word;
-	return false;
-}
-
-static void lock(struct futex_lock *what)
-{
-	futex_lock(what, futex_name(0, thread_id()), nobody_dies, NULL);
-}
-
 /* ---- where things are ----------------------------------------------------------------------------------- */
 
 static uint8_t *page_at(const struct zpool *pool, uint32_t page)
@@ -286,7 +271,7 @@ static bool take_pages(struct zpool *pool, uint32_t *pages, unsigned n)
 	uint32_t cached;
 	bool enough;
 
-	lock(&pool->lock);
+	futex_lock_private(&pool->lock);
 	cached = atomic_load_explicit(&pool->cached, memory_order_relaxed);
 	enough = (uint64_t)cached + pool->returned_count + (pool->last - pool->used_to) >= n;
 	for (unsigned i = 0; enough && i < n; i++) {
@@ -315,7 +300,7 @@ static void free_zspage(struct zpool *pool, const struct size_class *class, uint
 
 	for (unsigned i = 0; i < class->pages; i++, zspage = pool->zpdescs[zspage].next)
 		pages[i] = zspage;
-	lock(&pool->lock);
+	futex_lock_private(&pool->lock);
 	if (atomic_load_explicit(&pool->cached, memory_order_relaxed) + class->pages > ZPOOL_CACHED_MAX)
 		return_cached(pool);
 	cached = atomic_load_explicit(&pool->cached, memory_order_relaxed);
@@ -406,7 +391,7 @@ zpool_handle zpool_alloc(struct zpool *pool, uint32_t size, uint64_t owner)
 	zpool_handle handle;
 	uint32_t zspage;
 
-	lock(&class->lock);
+	futex_lock_private(&class->lock);
 	zspage = fullest(class);
 	if (zspage == 0) {
 		/* The race: others that find none make one as well, and objects are freed meanwhile. Then more than one
@@ -415,7 +400,7 @@ zpool_handle zpool_alloc(struct zpool *pool, uint32_t size, uint64_t owner)
 		zspage = make_zspage(pool, class);
 		if (zspage == 0)
 			return 0;
-		lock(&class->lock);
+		futex_lock_private(&class->lock);
 	}
 	handle = take_object(pool, class, zspage, owner);
 	futex_unlock(&class->lock);
@@ -450,7 +435,7 @@ void zpool_free(struct zpool *pool, zpool_handle handle)
 
 	/* The race: compaction has the class and asks for our owner: who is locked, so it goes on to other objects. After
 	 * this it finds the object free. */
-	lock(&class->lock);
+	futex_lock_private(&class->lock);
 	used = put_object(pool, class, zspage, handle);
 	change_group(pool, class, zspage, group_of(class, used + 1), group_of(class, used));
 	futex_unlock(&class->lock);
@@ -465,7 +450,7 @@ void zpool_set_owner(struct zpool *pool, zpool_handle handle, uint64_t owner)
 
 	/* The race: compaction reads the header, but moves nothing: it asks for the old owner, who is locked, or for the new
 	 * one, who is too. */
-	lock(&class->lock);
+	futex_lock_private(&class->lock);
 	*header_of(pool, class, handle) = owner << 1 | HEADER_USED;
 	futex_unlock(&class->lock);
 }
@@ -527,7 +512,7 @@ static uint64_t compact_class(struct zpool *pool, struct size_class *class, cons
 {
 	uint64_t freed = 0;
 
-	lock(&class->lock);
+	futex_lock_private(&class->lock);
 	for (unsigned group = 1; group < ZPOOL_FULL; group++) {
 		/* The race: between two zspages others fill and empty them, so what is worth doing is asked anew. With a spare
 		 * zspage in the class, those besides the one that is emptied have room for all of its objects. */
@@ -550,7 +535,7 @@ static uint64_t compact_class(struct zpool *pool, struct size_class *class, cons
 			}
 			if (waited_for)
 				sleep_ns(GIVE_WAY_NS);
-			lock(&class->lock);
+			futex_lock_private(&class->lock);
 		}
 	}
 done:
@@ -647,7 +632,7 @@ bool zpool_class_at(struct zpool *pool, unsigned i, struct zpool_class *out)
 	if (i >= pool->class_count)
 		return false;
 	class = &pool->classes[i];
-	lock(&class->lock);
+	futex_lock_private(&class->lock);
 	*out = (struct zpool_class){
 		.index = class->index,
 		.size = class->size,

@@ -74,13 +74,6 @@ void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
 
 /* ---- notes for the policy -------------------------------------------------------------------------------- */
 
-static bool never_dead(void *arg, uint32_t word)
-{
-	(void)arg;
-	(void)word;
-	return false;
-}
-
 static void note(struct zswap_memory *memory, uint64_t page, uint64_t entry, enum cram_zswap_note_kind kind)
 {
 	struct zswap *zswap = memory->zswap;
@@ -88,7 +81,7 @@ static void note(struct zswap_memory *memory, uint64_t page, uint64_t entry, enu
 
 	if (!(atomic_load_explicit(&zswap->notes_kinds, memory_order_relaxed) >> kind & 1))
 		return;
-	futex_lock(&zswap->notes_lock, futex_name(0, thread_id()), never_dead, NULL);
+	futex_lock_private(&zswap->notes_lock);
 	head = atomic_load(&zswap->notes_head);
 	if (head - atomic_load(&zswap->notes_tail) == CRAM_ZSWAP_NOTES) {
 		zswap_count(zswap, CRAM_ZSWAP_NOTES_LOST, 1);
