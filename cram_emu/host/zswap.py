@@ -295,9 +295,13 @@ class Zswap:
         return node
 
     def remove_node(self, node: Node) -> None:
-        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing."""
-        check(lib.cram_zswap_remove_node(self._handle, node.number))
-        node.online = False
+        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing.
+
+        InvalidArgument: it is not one of this manager's nodes.
+        """
+        if node not in self._nodes:
+            raise InvalidArgument(f"{node!r}: not a node of this manager")
+        node.leave()
         self._nodes.remove(node)
         self._subscribe()
 
