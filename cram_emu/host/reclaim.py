@@ -69,7 +69,9 @@ class Reclaimer:
         if work & lib.CRAM_WORK_NOTES:
             tell(manager, notes)
         if due is None and work & lib.CRAM_WORK_TRIM:
-            due = time.monotonic() + min(node.driver.flush_interval for node in manager.nodes)
+            waits = [node.driver.flush_interval for node in manager.nodes if node.driver.trim_buffer]
+            # The node whose page it was may have left.
+            due = time.monotonic() + min(waits) if waits else None
         if due is not None and time.monotonic() >= due:
             for node in manager.nodes:
                 node.flush()
