@@ -215,6 +215,8 @@ static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
 	if (slot == SWAPFILE_NO_SLOT)
 		return 0;
 	zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, 1);
+	/* Of what is written back too: mm/page_io.c, count_swpout_vm_event(). */
+	zswap_count(zswap, CRAM_ZSWAP_PSWPOUT, 1);
 	return swap_make(SWAP_FILE, slot, 0);
 }
 
@@ -263,9 +265,7 @@ bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, cons
 	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, false)) != 0) {
 		zswap_count(zswap, CRAM_ZSWAP_ZSWPOUT, 1);
 		memcg_count(&zswap->groups, memory->group, zswpout, 1);
-	} else if ((entry = put_file(memory, frame)) != 0) {
-		zswap_count(zswap, CRAM_ZSWAP_PSWPOUT, 1);
-	} else if (force) {
+	} else if ((entry = put_file(memory, frame)) == 0 && force) {
 		entry = put_zswap(memory, op, page, frame, NODE_NONE, true);
 	}
 	if (entry == 0) {
