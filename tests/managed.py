@@ -45,6 +45,8 @@ def store(memory: ManagedMemory, pages: dict[int, bytes]) -> None:
     """Puts pages, and takes all frames."""
     for page, data in pages.items():
         put(memory, page, data)
+        # A monitor may still hold a page that its writer has got: reclaim would pass it over.
+        where(memory, page)
     memory.reclaim(ALL)
 
 
