@@ -246,6 +246,8 @@ class Node:
 
     def leave(self) -> None:
         """Zswap.remove_node()'s: its pages move off, and it hears of nothing any more."""
+        # In a child of fork the lock may be held by a thread that is not there.
+        self.device._check_open()
         with self._lock:
             check(lib.cram_zswap_remove_node(self._handle(), self.number))
             self.online = False

@@ -10,11 +10,12 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, ffi, lib, own, set_field
 from cram_emu.device import Device
-from cram_emu.errors import DeviceIOError, InvalidArgument
+from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
 from cram_emu.host.memcg import Memcg
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
@@ -242,12 +243,16 @@ class Zswap:
         if self._closed:
             return
         for memory in list(self._memories):
-            memory.close()
+            # One that is closed may be closing us: it had no other manager.
+            if not memory.closed:
+                memory.close()
         if self._closed:
             return
         self._reclaimer.stop()
         for node in list(self._nodes):
-            self.remove_node(node)
+            # In a child of fork they are the parent's.
+            with suppress(ForkedDevice):
+                self.remove_node(node)
         check(lib.cram_zswap_close(self._handle))
         self._closed = True
 
