@@ -6,6 +6,7 @@ A page is stored by reclaiming everything; a load is the read of one page in no 
 from collections import Counter
 
 from samples import PAGE, entropy, noise
+from support import wait_until
 
 from cram_emu import Device
 from cram_emu.host import ManagedMemory, Zswap
@@ -65,6 +66,10 @@ def memory_of(manager: Zswap, pages: int = 64, dram: int | str = "1M", **options
     return ManagedMemory(pages * PAGE, dram, manager, **{"delivery": "inline"} | options)
 
 
+def frames_of(memory: ManagedMemory) -> int:
+    return places(memory)["frame"]
+
+
 def check_sums(manager: Zswap) -> None:
     """What is counted is what is there: pages by place, the nodes' pages, the groups' bytes."""
     found: Counter[str] = Counter()
@@ -77,6 +82,8 @@ def check_sums(manager: Zswap) -> None:
             if place.where == "direct":
                 on_nodes[place.node] += 1
                 direct += place.size
+        # A fault counts the frames that it may need before it knows how many it takes.
+        wait_until(lambda: memory.stats.resident == frames_of(memory), "the end of the last fault")  # noqa: B023
     stats = manager.stats
     assert stats.stored_direct_pages == found["direct"]
     assert stats.stored_pool_pages == found["pool"]
