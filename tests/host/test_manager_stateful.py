@@ -328,6 +328,7 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
     def everything_counted(self):
         if not hasattr(self, "memories"):
             return
+        self.settle()
         for memory in self.memories:
             wait_until(lambda: memory.stats.resident == frames_of(memory), "the end of the last fault")  # noqa: B023
         check_sums(self.manager)
