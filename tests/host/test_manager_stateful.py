@@ -22,7 +22,7 @@ from cram_emu.errors import NoMemory, NoSpace
 from cram_emu.host import Driver, ManagedMemory, Zswap
 from cram_emu.host.reclaim import reclaim, shrink, tell
 
-PAGES = 40
+PAGES = 24
 #: The lower half of a device is for nodes, and has room for both memories; somebody else writes to the upper.
 OTHERS = 128 * PAGE
 
@@ -64,15 +64,18 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         swap=st.sampled_from([0, 8, 200]),
         chain=st.sampled_from([4, 8, 16]),
         compressor=st.sampled_from(["lz4", "lz4", "zstd"]),
+        nodes=st.integers(1, 3),
     )
-    def create(self, delivery: str, swap: int, chain: int, compressor: str):
+    def create(self, delivery: str, swap: int, chain: int, compressor: str, nodes: int):
         self.delivery = delivery
         # Inline, whoever touches a page that a device has dropped dies: there devices have room for all.
-        low, full = (["32K", "96K", "1M"], None) if delivery == "monitor" else (["1M"] * 3, None)
-        self.devices = [Device("1M", real, lthresh=full, hthresh=full) for real in low[:2]]
-        self.devices.append(Device("1M", low[2]))
+        real = ["64K", "96K", "1M"] if delivery == "monitor" else ["1M"] * 3
+        # The second one warns nobody.
+        self.devices = [Device("1M", real[0]), Device("1M", real[1], lthresh=None, hthresh=None), Device("1M", real[2])]
         self.manager = Zswap(ram="4M", swap=swap * PAGE, chain=chain, compressor=compressor, query_interval=0)
         self.manager._reclaimer.stop()
+        for dev in self.devices[:nodes]:
+            self.manager.add_node(dev)
         self.notes = ffi.new("struct cram_zswap_note[]", 64)
         self.groups = [self.manager.memcg(), self.manager.memcg(self.manager.memcg())]
         self.scratch = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
@@ -82,6 +85,13 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         self.dropped: set[tuple[int, int]] = set()
         #: Pages that were found dropped, and dropped writes that are not ours.
         self.drops = self.others = 0
+        for number in range(2):
+            self.fill(number)
+
+    def fill(self, number: int) -> None:
+        for page in range(PAGES):
+            self.write(number, page, 0, entropy(100 * number + page + 1, 1 + page * 150))
+        self.memories[number].reclaim(1000)
 
     def open_memory(self, number: int) -> ManagedMemory:
         return self.memory_class(PAGES * PAGE, "64K", self.manager, group=self.groups[number], delivery=self.delivery)
@@ -101,7 +111,8 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         for number in range(2):
             for page in range(PAGES):
                 self.load(number, page)
-            self.memories[number].discard(0, PAGES * PAGE)
+        for memory in self.memories:
+            memory.discard(0, PAGES * PAGE)
         for node in self.manager.nodes:
             node.flush()
             assert node.stats.stored == 0
@@ -179,10 +190,11 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         before = self.expected(number, page)
         self.model[number][page] = before[:at] + data + before[at + len(data) :]
 
-    @rule(number=memories, page=pages, several=st.lists(contents, min_size=1, max_size=24))
-    def store(self, number: int, page: int, several: list[bytes]):
+    @rule(number=memories, page=pages, several=st.lists(contents, min_size=1, max_size=24), most=st.sampled_from([0, 5, 1000]))
+    def store(self, number: int, page: int, several: list[bytes], most: int):
         for place, data in enumerate(several[: PAGES - page], page):
             self.write(number, place, 0, data)
+        self.memories[number].reclaim(most)
 
     @rule(number=memories, page=pages, at=st.integers(0, PAGE - 1), data=st.binary(min_size=1, max_size=100))
     def change(self, number: int, page: int, at: int, data: bytes):
@@ -193,7 +205,7 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         for place in range(page, min(page + count, PAGES)):
             self.load(number, place)
 
-    @rule(number=memories, page=pages, count=st.integers(0, PAGES))
+    @rule(number=memories, page=pages, count=st.integers(0, 4))
     def discard(self, number: int, page: int, count: int):
         count = min(count, PAGES - page)
         self.settle()
@@ -234,14 +246,27 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         self.groups[number].zswap_max = zswap
         self.groups[number].zswap_writeback = on
 
-    @rule(number=memories, page=pages, line=st.integers(0, 63))
-    def inject(self, number: int, page: int, line: int):
+    def any_direct(self, choice: int) -> tuple[int, int] | None:
+        """A page that is on a node."""
+        there = [
+            (number, page)
+            for number in range(2)
+            for page in range(PAGES)
+            if self.memories[number].place(page * PAGE).where == "direct"
+        ]
+        return there[choice % len(there)] if there else None
+
+    def poison(self, number: int, page: int, line: int) -> None:
         place = self.memories[number].place(page * PAGE)
-        if place.where == "direct":
-            self.settle()
-            self.node_device(place.node).poison.inject(place.dpa + line * 64)
-            if (number, page) not in self.dropped:
-                self.injected.add((number, page))
+        self.node_device(place.node).poison.inject(place.dpa + line * 64)
+
+    @rule(choice=st.integers(0, 1000), line=st.integers(0, 63))
+    def inject(self, choice: int, line: int):
+        self.settle()
+        if (victim := self.any_direct(choice)) is not None:
+            self.poison(*victim, line)
+            if victim not in self.dropped:
+                self.injected.add(victim)
 
     @rule(which=st.integers(0, 2), driver=drivers)
     def add_node(self, which: int, driver: Driver):
@@ -307,6 +332,7 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         self.model[number].clear()
         self.injected = {lost for lost in self.injected if lost[0] != number}
         self.dropped = {lost for lost in self.dropped if lost[0] != number}
+        self.fill(number)
 
     # -- the law
 
@@ -357,11 +383,10 @@ class ForgetfulMachine(ManagerMachine):
 class UncountedMachine(ManagerMachine):
     """Pages become poison, and nobody says so."""
 
-    @rule(number=memories, page=pages)
-    def lose(self, number: int, page: int):
-        place = self.memories[number].place(page * PAGE)
-        if place.where == "direct":
-            self.node_device(place.node).poison.inject(place.dpa)
+    @rule(choice=st.integers(0, 1000))
+    def lose(self, choice: int):
+        if (victim := self.any_direct(choice)) is not None:
+            self.poison(*victim, 0)
 
 
 @pytest.mark.parametrize("machine", [ForgetfulMachine, UncountedMachine])
