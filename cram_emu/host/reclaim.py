@@ -104,7 +104,7 @@ def _reclaim_group(manager: Zswap, group) -> None:
     limit = group.max
     if limit is None:
         return
-    memories = [memory for memory in list(manager._memories) if memory.group is not None and memory.group in group]
+    memories = [memory for memory in list(manager._memories) if (memory.group or manager.root) in group]
     while group.current > limit:
         before = group.current
         with suppress(CramError):

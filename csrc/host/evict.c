@@ -154,14 +154,19 @@ static bool over_group(const struct pager *pager, unsigned n)
 	       memcg_over(&memory->zswap->groups, memory->group, n * (uint64_t)PAGE_SIZE) != MEMCG_NONE;
 }
 
-/* Reclaim could not help. */
-static void count_oom(const struct pager *pager, unsigned n)
+/* memory.events of the nearest group that n frames more take past its limit, and of those above it: its limit was met, or
+ * reclaim could not help. */
+static void count_event(const struct pager *pager, unsigned n, bool oom)
 {
 	struct memcgs *groups = &pager->managed->zswap->groups;
 	uint32_t group = memcg_over(groups, pager->managed->group, n * (uint64_t)PAGE_SIZE);
 
-	if (group != MEMCG_NONE)
-		count(&groups->group[group].oom, 1);
+	if (group == MEMCG_NONE)
+		return;
+	if (oom)
+		memcg_count(groups, group, oom, 1);
+	else
+		memcg_count(groups, group, max_events, 1);
 }
 
 /* Adds frames to the resident ones, if the window allows, or all the same. Not add and undo: others would find it full
@@ -170,8 +175,10 @@ static bool take_frames(struct pager *pager, unsigned n, bool anyway)
 {
 	uint64_t resident = atomic_load(&pager->resident);
 
-	if (!anyway && over_group(pager, n))
+	if (!anyway && over_group(pager, n)) {
+		count_event(pager, n, false);
 		return false;
+	}
 	do {
 		if (resident + n > pager->window && !anyway)
 			return false;
@@ -188,7 +195,7 @@ struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 	struct supply supply = { .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
 
 	/* Frames that change hands are charged to nobody anew: where a group has a limit, it is asked. */
-	if (pager->managed != NULL && pager->managed->group != 0)
+	if (pager->managed != NULL && memcg_limited(&pager->managed->zswap->groups, pager->managed->group))
 		supply.recycle = false;
 	/* The kernel's own accesses, which a monitor answers, come from no thread of ours. */
 	supply.alone = supply.recycle && !pager->wake && thread_alone();
@@ -219,7 +226,7 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 			 * gives way, and what is in memory stays readable; the kernel would kill. */
 			if ((freed == 0 || over_group(pager, want)) && ++tries == RECLAIM_RETRIES) {
 				anyway = true;
-				count_oom(pager, want);
+				count_event(pager, want, true);
 			}
 			continue;
 		}
@@ -228,7 +235,7 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 			zswap_want(pager->managed->zswap, CRAM_WORK_RECLAIM);
 			anyway = ++tries == RECLAIM_RETRIES;
 			if (anyway)
-				count_oom(pager, want);
+				count_event(pager, want, true);
 		}
 		/* All in other threads' hands, or pinned: take less, and let them go on. */
 		want = 1;

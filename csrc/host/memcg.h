@@ -59,10 +59,12 @@ void memcg_charge_anon(struct memcgs *groups, uint32_t group, int64_t bytes);
 void memcg_charge_zswap(struct memcgs *groups, uint32_t group, int64_t bytes, int64_t pages);
 /* Would so many bytes more be within all limits? MEMCG_NONE, or the nearest group that is over. */
 uint32_t memcg_over(const struct memcgs *groups, uint32_t group, uint64_t bytes);
+/* Has the group, or one above it, a limit? */
+bool memcg_limited(const struct memcgs *groups, uint32_t group);
 /* mm/memcontrol.c, obj_cgroup_may_zswap(), and mem_cgroup_zswap_writeback_enabled(). */
 bool memcg_may_zswap(const struct memcgs *groups, uint32_t group);
 bool memcg_may_write_back(const struct memcgs *groups, uint32_t group);
-/* One of zswpin, zswpout, zswpwb, for a group and its parents. */
+/* One of zswpin, zswpout, zswpwb, max_events, oom, for a group and its parents. */
 #define memcg_count(groups, number, counter, n)                                                            \
 	do {                                                                                               \
 		uint32_t memcg_row = (number);                                                             \
