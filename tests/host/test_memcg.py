@@ -7,6 +7,7 @@ from support import wait_until
 
 from cram_emu.errors import Busy
 from cram_emu.host import Zswap
+from cram_emu.host.reclaim import reclaim
 
 
 def pages_of(count: int, amount: int) -> dict[int, bytes]:
@@ -128,6 +129,33 @@ class TestMax:
                 assert group.stats.oom == parent.stats.oom == 0
                 assert {page: get(memory, page) for page in pages} == pages
                 check_sums(manager)
+
+    def test_root(self):
+        """The root's limit holds for memories of no group, also in runs of faults, whose frames change hands."""
+        with roomy() as dev, no_swap([dev], charging="size") as manager, memory_of(manager, 512, "4M") as memory:
+            manager.root.max = "512K"
+            for page, data in pages_of(512, 200).items():
+                put(memory, page, data)
+                assert manager.root.current <= 512 << 10
+            manager.root.max = "256K"
+            manager._reclaimer.stop()
+            reclaim(manager)
+            assert manager.root.current <= 256 << 10
+            assert {page: get(memory, page) for page in range(512)} == pages_of(512, 200)
+
+    def test_events(self):
+        """Each time that a limit is met counts, for the group that has it and those above; for nobody below or beside."""
+        with roomy() as dev, no_swap([dev], charging="size") as manager:
+            parent = manager.memcg(max="256K")
+            child, other = manager.memcg(parent), manager.memcg()
+            with memory_of(manager, 128, "4M", group=child) as memory:
+                for page, data in pages_of(32, 200).items():
+                    put(memory, page, data)
+                assert parent.stats.max_events == 0
+                for page, data in pages_of(128, 200).items():
+                    put(memory, page, data)
+                assert manager.root.stats.max_events == parent.stats.max_events > 0
+                assert child.stats.max_events == other.stats.max_events == 0
 
     def test_without(self):
         """Without a limit all of it stays in frames."""
