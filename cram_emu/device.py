@@ -564,6 +564,10 @@ class _Interrupts:
                 )
                 self._thread.start()
 
+    def remove(self, callback: Callable[[Any], object]) -> None:
+        with self._lock:
+            self._callbacks = [(kind, known) for kind, known in self._callbacks if known is not callback]
+
     def _run(self, newest: int) -> None:
         sequence = ffi.new("uint64_t *", newest)
         event = ffi.new("struct cram_event *")

@@ -503,7 +503,7 @@ int cram_zswap_remove_node(cram_zswap *zswap, uint32_t nid);
 int cram_node_publish(cram_zswap *zswap, uint32_t nid, int allowed, int no_alloc, uint32_t pressure, uint32_t page_size);
 int cram_node_read_stats(const cram_zswap *zswap, uint32_t nid, struct cram_node_stats *stats);
 /* At most n device pages to ask the node's driver for, into dpas; how many, or CRAM_ENOENT. Each must be answered: 0, or a
- * negative errno, by which it is given back. */
+ * negative errno, by which it is given back. CRAM_EINVAL: a page that the node has not offered; those after it are unanswered. */
 int cram_node_offer(cram_zswap *zswap, uint32_t nid, uint64_t *dpas, uint32_t n);
 int cram_node_answer(cram_zswap *zswap, uint32_t nid, const uint64_t *dpas, const int32_t *answers, uint32_t n);
 /* Trims the pages that wait for it; how many, or CRAM_ENOENT. */

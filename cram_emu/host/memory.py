@@ -70,6 +70,7 @@ class ManagedMemory(Mapping):
 
     def place(self, offset: int) -> Place:
         """Where the page at that offset is."""
+        self._check_open()
         self._check_range(offset, 1)
         page = ffi.new("struct cram_managed_page *")
         check(lib.cram_managed_page(self._handle, offset, page))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
+import reprlib
 import sys
 import threading
 import time
 import warnings
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, lib
@@ -32,6 +34,19 @@ _REFUSALS = {
     lib.CRAM_REFUSED_CALLBACK: "callback",
     lib.CRAM_REFUSED_LIMIT: "limit",
 }
+
+
+def _report() -> None:
+    """Says what was raised, in the thread that goes on after it."""
+    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+
+def _warn(text: str) -> None:
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        # Where warnings are errors: whoever reclaims or allocates must go on.
+        _report()
 
 
 def _has_room(node: Node, registers: Stats) -> bool:
@@ -118,7 +133,7 @@ class Node:
             if (alive := node()) is not None and alive.online:
                 alive._interrupted(interrupt)
 
-        device.on_interrupt(on_interrupt)
+        self._on_interrupt = device.on_interrupt(on_interrupt)
 
     # -- what it knows
 
@@ -210,55 +225,79 @@ class Node:
         start = time.monotonic()
         try:
             return callback(self, *arguments)
-        except Exception:
+        except (Exception, SystemExit):
             self.callback_errors += 1
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            _report()
             return None
         finally:
             if time.monotonic() - start > SLOW_SECONDS:
                 self.slow_callbacks += 1
-                warnings.warn(
-                    f"node {self.number}: {name} took {time.monotonic() - start:.1f} s", RuntimeWarning, stacklevel=2
-                )
+                _warn(f"node {self.number}: {name} took {time.monotonic() - start:.1f} s")
 
     def refill(self) -> None:
         """Has the driver approve of pages in advance."""
         if self.driver.page_allocated is None:
             return
         dpas = ffi.new("uint64_t[]", _BATCH)
-        n = check(lib.cram_node_offer(self._handle(), self.number, dpas, _BATCH))
+        with self._lock:
+            n = check(lib.cram_node_offer(self._handle(), self.number, dpas, _BATCH))
         if n == 0:
             return
-        pages = array("Q", (dpas[i] // PAGE for i in range(n)))
-        answers = self._ask(pages)
-        check(lib.cram_node_answer(self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), n))
+        answers = [-errno.EIO] * n
+        try:
+            answers = self._ask(array("Q", (dpas[i] // PAGE for i in range(n))))
+        finally:
+            self._answer(dpas, answers)
         self._refused_all = all(answer != 0 for answer in answers)
         self._publish()
 
+    def _answer(self, dpas, answers: list[int]) -> None:
+        with self._lock:
+            # Gone meanwhile, and its pages with it: the number may be another node's.
+            if self.online:
+                check(
+                    lib.cram_node_answer(
+                        self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), len(answers)
+                    )
+                )
+
+    def leave(self) -> None:
+        """Zswap.remove_node()'s: its pages move off, and it hears of nothing any more."""
+        # In a child of fork the lock may be held by a thread that is not there.
+        self.device._check_open()
+        with self._lock:
+            check(lib.cram_zswap_remove_node(self._handle(), self.number))
+            self.online = False
+        self.device._interrupts.remove(self._on_interrupt)
+
     def _ask(self, pages: array) -> list[int]:
-        callback = self.driver.page_allocated
         if self.driver.batched:
-            return self._answers(self._call("page_allocated", callback, pages), len(pages))
+            return self._answers(self._call("page_allocated", self._page_allocated, pages), len(pages))
         return [
-            answer for page in pages for answer in self._answers(self._call("page_allocated", callback, page), 1)
+            answer
+            for page in pages
+            for answer in self._answers(self._call("page_allocated", self._page_allocated, page), 1)
         ]
+
+    @staticmethod
+    def _page_allocated(node: Node, pages: array | int):
+        given = node.driver.page_allocated(node, pages)
+        # A generator runs here, where what it raises is the callback's.
+        return list(itertools.islice(given, _BATCH + 1)) if isinstance(given, Iterator) else given
 
     def _answers(self, given, n: int) -> list[int]:
         """One for each page; what is no answer is a refusal."""
         answers = [given] * n if isinstance(given, int) else given
         try:
             answers = [int(answer) for answer in answers]
-        except (TypeError, ValueError):
+        except Exception:
             answers = []
         if len(answers) == n and all(-4096 < answer <= 0 for answer in answers):
             return answers
         if given is not None:
             self.callback_errors += 1
-            warnings.warn(
-                f"node {self.number}: page_allocated answered {given!r}, not 0 or a negative errno for {n} pages",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            answer = reprlib.repr(given)
+            _warn(f"node {self.number}: page_allocated answered {answer}, not 0 or a negative errno for {n} pages")
         return [-errno.EIO] * n
 
     def told(self, freed: bool, pages: array) -> None:

@@ -75,7 +75,9 @@ class Reclaimer:
         if work & lib.CRAM_WORK_NOTES:
             tell(manager, notes)
         if due is None and work & lib.CRAM_WORK_TRIM:
-            due = time.monotonic() + min(node.driver.flush_interval for node in manager.nodes)
+            waits = [node.driver.flush_interval for node in manager.nodes if node.driver.trim_buffer]
+            # The node whose page it was may have left.
+            due = time.monotonic() + min(waits) if waits else None
         if due is not None and time.monotonic() >= due:
             for node in manager.nodes:
                 node.flush()
@@ -101,7 +103,8 @@ def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
     """As much of the pool is aged as of the memory, weighed by what it compresses: mm/zswap.c, zswap_shrinker_count()."""
     stats = manager.stats
     pool = stats.pool_total_size // _PAGE
-    return reclaimed * pool // stats.stored_pool_pages if stats.stored_pool_pages else 0
+    # Rounded up: a pool that compresses well must age too.
+    return -(-reclaimed * pool // stats.stored_pool_pages) if stats.stored_pool_pages else 0
 
 
 def reclaim_group(manager: Zswap, group: Memcg) -> None:

@@ -10,11 +10,12 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, ffi, lib, own, set_field
 from cram_emu.device import Device
-from cram_emu.errors import DeviceIOError, InvalidArgument
+from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
 from cram_emu.host.memcg import Memcg, check_name, limit_of
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
@@ -245,12 +246,16 @@ class Zswap:
         if self._closed:
             return
         for memory in list(self._memories):
-            memory.close()
+            # One that is closed may be closing us: it had no other manager.
+            if not memory.closed:
+                memory.close()
         if self._closed:
             return
         self._reclaimer.stop()
         for node in list(self._nodes):
-            self.remove_node(node)
+            # In a child of fork they are the parent's.
+            with suppress(ForkedDevice):
+                self.remove_node(node)
         check(lib.cram_zswap_close(self._handle))
         self._closed = True
 
@@ -306,9 +311,13 @@ class Zswap:
         return node
 
     def remove_node(self, node: Node) -> None:
-        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing."""
-        check(lib.cram_zswap_remove_node(self._handle, node.number))
-        node.online = False
+        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing.
+
+        InvalidArgument: it is not one of this manager's nodes.
+        """
+        if node not in self._nodes:
+            raise InvalidArgument(f"{node!r}: not a node of this manager")
+        node.leave()
         self._nodes = [other for other in self._nodes if other is not node]
         self._subscribe()
 

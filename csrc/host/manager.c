@@ -228,6 +228,7 @@ uint64_t cram_zswap_compact(cram_zswap *zswap)
 	if (visit_begin(zswap->home, &visit) != 0)
 		return 0;
 	freed = zpool_compact(&zswap->zswap.pool, &mover);
+	zswap_publish_pool(&zswap->zswap);
 	visit_end(&visit);
 	return freed;
 }
@@ -430,13 +431,17 @@ int cram_node_answer(cram_zswap *zswap, uint32_t nid, const uint64_t *dpas, cons
 
 	if (code != 0)
 		return code;
-	for (uint32_t i = 0; i < n; i++) {
+	for (uint32_t i = 0; i < n && code == 0; i++) {
 		uint64_t dpa = dpas[i] >> PAGE_SHIFT;
 
-		node_answer(node, visit.op, &dpa, &answers[i], 1);
+		/* Not what was offered, or not to this node, which has the number of one that has left. */
+		if (!node_has(node, dpa))
+			code = cram_fail(CRAM_EINVAL, "page 0x%" PRIx64 ": not one that node %u has offered", dpas[i], nid);
+		else
+			node_answer(node, visit.op, &dpa, &answers[i], 1);
 	}
 	visit_end(&visit);
-	return 0;
+	return code;
 }
 
 int64_t cram_node_flush(cram_zswap *zswap, uint32_t nid)
@@ -542,13 +547,12 @@ static uint64_t shrink_turn(struct cram_map *map, struct op *op, uint64_t most, 
 	uint64_t written = 0;
 
 	for (unsigned i = 0; i < TURN && written < most; i++, ++*scanned) {
-		uint64_t page = pageset_next(&map->managed.table.held, map->shrink_hand);
+		uint64_t page = pageset_next(&map->managed.table.held, atomic_load(&map->shrink_hand));
 
-		if (page == PAGESET_END) {
-			map->shrink_hand = 0;
+		/* Two that shrink at once may look at a page twice, or pass one over until the next lap. */
+		atomic_store(&map->shrink_hand, page == PAGESET_END ? 0 : page + 1);
+		if (page == PAGESET_END)
 			continue;
-		}
-		map->shrink_hand = page + 1;
 		if (!pager_lock_known(pager, op, page, false))
 			continue;
 		written += zswap_write_back(&map->managed, op, page);

@@ -50,6 +50,16 @@ uint32_t memcg_over(const struct memcgs *groups, uint32_t group, uint64_t bytes)
 	}
 }
 
+bool memcg_limited(const struct memcgs *groups, uint32_t group)
+{
+	for (;; group = groups->group[group].parent) {
+		if (atomic_load_explicit(&groups->group[group].max, memory_order_relaxed) != MEMCG_UNLIMITED)
+			return true;
+		if (group == 0)
+			return false;
+	}
+}
+
 bool memcg_may_zswap(const struct memcgs *groups, uint32_t group)
 {
 	for (;; group = groups->group[group].parent) {
@@ -70,15 +80,5 @@ bool memcg_may_write_back(const struct memcgs *groups, uint32_t group)
 			return false;
 		if (group == 0)
 			return true;
-	}
-}
-
-bool memcg_limited(const struct memcgs *groups, uint32_t group)
-{
-	for (;; group = groups->group[group].parent) {
-		if (atomic_load_explicit(&groups->group[group].max, memory_order_relaxed) != MEMCG_UNLIMITED)
-			return true;
-		if (group == 0)
-			return false;
 	}
 }

@@ -64,7 +64,7 @@ bool memcg_limited(const struct memcgs *groups, uint32_t group);
 /* mm/memcontrol.c, obj_cgroup_may_zswap(), and mem_cgroup_zswap_writeback_enabled(). */
 bool memcg_may_zswap(const struct memcgs *groups, uint32_t group);
 bool memcg_may_write_back(const struct memcgs *groups, uint32_t group);
-/* One of zswpin, zswpout, zswpwb, for a group and its parents. */
+/* One of zswpin, zswpout, zswpwb, max_events, oom, for a group and its parents. */
 #define memcg_count(groups, number, counter, n)                                                            \
 	do {                                                                                               \
 		uint32_t memcg_row = (number);                                                             \

@@ -42,7 +42,7 @@ struct node {
 	struct node_view *view;       /* on the manager's board */
 	struct page_stack stock;      /* approved of */
 	struct page_stack trims;      /* freed, to be trimmed */
-	_Atomic uint64_t stored, charged; /* pages, bytes */
+	_Atomic uint64_t stored;      /* pages */
 	_Atomic uint64_t promoted, poisoned;
 	_Atomic uint64_t refused[CRAM_REFUSALS];
 	_Atomic uint64_t approved, unapproved;
@@ -65,6 +65,11 @@ uint64_t node_flush_trims(struct node *node, struct op *home);
 
 /* Device pages to ask the driver for, which hold nothing yet: at most n, how many. */
 uint32_t node_offer(struct node *node, struct op *home, uint64_t *dpas, uint32_t n);
+/* Is that device page one of ours there? */
+static inline bool node_has(const struct node *node, uint64_t dpa)
+{
+	return dpa < node->device->map.pages && atomic_load(&node->table.entries[dpa]) == (uint32_t)dpa + 1;
+}
 /* His answers: 0, or why not, a negative errno. What is refused, and what the stock has no room for, goes back. */
 void node_answer(struct node *node, struct op *home, const uint64_t *dpas, const int32_t *answers, uint32_t n);
 

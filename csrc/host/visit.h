@@ -23,7 +23,7 @@ struct cram_map {
 	struct pager pager;
 	struct delivery delivery;
 	struct zswap_memory managed; /* where pager.managed points, if it does */
-	uint64_t shrink_hand;        /* where the shrinker goes on; one thread's */
+	_Atomic uint64_t shrink_hand; /* where the shrinker goes on */
 	int claim;
 	bool closed;         /* under the owner's maps_lock */
 	uint64_t period_ns;  /* of the write-back; 0: off */

@@ -155,8 +155,7 @@ static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *fr
 	return 0;
 }
 
-/* What others are told of the pool's size. */
-static void publish_pool(struct zswap *zswap)
+void zswap_publish_pool(struct zswap *zswap)
 {
 	atomic_store_explicit(&zswap->row->counters[CRAM_ZSWAP_POOL_PAGES], zpool_pages(&zswap->pool), memory_order_relaxed);
 }
@@ -172,7 +171,7 @@ static uint64_t put_pool(struct zswap_memory *memory, uint64_t page, const uint8
 		return 0;
 	}
 	zpool_write(&zswap->pool, handle, form, length);
-	publish_pool(zswap);
+	zswap_publish_pool(zswap);
 	zswap_count(zswap, CRAM_ZSWAP_STORED_POOL, 1);
 	zswap_count(zswap, CRAM_ZSWAP_STORED_BYTES, length);
 	if (length == PAGE_SIZE)
@@ -216,6 +215,8 @@ static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
 	if (slot == SWAPFILE_NO_SLOT)
 		return 0;
 	zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, 1);
+	/* Of what is written back too: mm/page_io.c, count_swpout_vm_event(). */
+	zswap_count(zswap, CRAM_ZSWAP_PSWPOUT, 1);
 	return swap_make(SWAP_FILE, slot, 0);
 }
 
@@ -264,9 +265,7 @@ bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, cons
 	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, false)) != 0) {
 		zswap_count(zswap, CRAM_ZSWAP_ZSWPOUT, 1);
 		memcg_count(&zswap->groups, memory->group, zswpout, 1);
-	} else if ((entry = put_file(memory, frame)) != 0) {
-		zswap_count(zswap, CRAM_ZSWAP_PSWPOUT, 1);
-	} else if (force) {
+	} else if ((entry = put_file(memory, frame)) == 0 && force) {
 		entry = put_zswap(memory, op, page, frame, NODE_NONE, true);
 	}
 	if (entry == 0) {
@@ -370,7 +369,7 @@ static void release(struct zswap_memory *memory, struct op *op, uint64_t page, u
 		if (swap_size(entry) == PAGE_SIZE)
 			zswap_count(zswap, CRAM_ZSWAP_STORED_INCOMPRESSIBLE, -1);
 		zpool_free(&zswap->pool, swap_value(entry));
-		publish_pool(zswap);
+		zswap_publish_pool(zswap);
 		break;
 	case SWAP_FILE:
 		zswap_count(zswap, CRAM_ZSWAP_STORED_FILE, -1);

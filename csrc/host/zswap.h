@@ -99,6 +99,9 @@ bool zswap_must_shrink(struct zswap *zswap);
  * parent's over, is the one node. False: it cannot. */
 bool zswap_forked(struct zswap *zswap, struct dpa_table table);
 
+/* Tells the board how large the pool is, when it may have changed. */
+void zswap_publish_pool(struct zswap *zswap);
+
 /* Has whoever waits look after it. */
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work);
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from managed import Managed
+from managed_tree import Managed
 from servers import SMALL, Server, skip_unless_library
 
 from cram_emu.sysfs import fuse

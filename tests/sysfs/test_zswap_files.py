@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from managed import PAGES, Managed
+from managed_tree import PAGES, Managed
 from samples import PAGE
 from servers import CLI
 

@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from managed import PAGES, Managed
+from managed_tree import PAGES, Managed
 from samples import PAGE, entropy
 
 from cram_emu.errors import InvalidArgument

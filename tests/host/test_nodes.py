@@ -1,0 +1,492 @@
+"""Devices as nodes: their order, their poison, their leaving, and what their drivers are asked and told."""
+
+import errno
+import threading
+import time
+import warnings
+from array import array
+from collections.abc import Iterator
+
+import pytest
+from managed import ALL, KINDS, check_sums, get, memory_of, no_swap, places, put, roomy, store, where
+from samples import PAGE, entropy, noise
+from support import wait_until
+
+from cram_emu import Device
+from cram_emu.errors import Busy, InvalidArgument, NoSpace
+from cram_emu.host import Driver, ManagedMemory, Zswap
+
+
+def numbered(count: int, step: int = 2) -> dict[int, bytes]:
+    return {page: entropy(page + 1, 500) for page in range(0, count * step, step)}
+
+
+def check(memory: ManagedMemory, pages: dict[int, bytes]) -> None:
+    assert {page: get(memory, page) for page in pages} == pages
+
+
+@pytest.fixture
+def reported(monkeypatch) -> list[type[BaseException]]:
+    """What threading.excepthook() was told, by type."""
+    seen: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
+    return seen
+
+
+class TestOrder:
+    """Nodes are tried in their order; the next one takes what one refuses."""
+
+    def test_several(self):
+        with roomy() as first, roomy() as second, no_swap([first, second]) as manager, memory_of(manager) as memory:
+            store(memory, {0: KINDS["random"]})
+            first.no_alloc = True
+            store(memory, {2: KINDS["random"]})
+            second.no_alloc = True
+            store(memory, {4: KINDS["shrinks"]})
+            first.no_alloc = False
+            store(memory, {6: KINDS["random"]})
+            assert [memory.place(page * PAGE).node for page in (0, 2, 4, 6)] == [0, 1, None, 0]
+            check_sums(manager)
+
+    def test_number_is_used_again(self):
+        """A node that comes after another has left takes its place in the order."""
+        with roomy() as first, roomy() as second, no_swap([first, second]) as manager, memory_of(manager) as memory:
+            manager.remove_node(manager.nodes[0])
+            store(memory, {0: KINDS["random"]})
+            manager.add_node(first)
+            store(memory, {2: KINDS["random"]})
+            assert [memory.place(page * PAGE).node for page in (0, 2)] == [1, 0]
+
+    def test_twice(self):
+        """A device is a node once; another manager's too. Too many nodes are refused as well."""
+        with roomy() as dev, no_swap([dev]) as manager, no_swap() as other:
+            for again in (manager, other):
+                with pytest.raises(Busy):
+                    again.add_node(dev)
+            assert (len(manager.nodes), other.nodes) == (1, ())
+        devices = [Device("1M", "64K") for _ in range(17)]
+        with no_swap() as manager:
+            for dev in devices[:16]:
+                manager.add_node(dev)
+            with pytest.raises(Busy, match="16"):
+                manager.add_node(devices[16])
+        for dev in devices:
+            dev.close()
+
+
+class TestRemoval:
+    """A node's pages move off before it goes."""
+
+    def test_to_the_next(self):
+        with roomy() as first, roomy() as second, no_swap([first, second]) as manager, memory_of(manager) as memory:
+            store(memory, numbered(32))
+            with pytest.raises(Busy):
+                first.close()
+            manager.remove_node(manager.nodes[0])
+            assert {memory.place(page * PAGE).node for page in numbered(32)} == {1}
+            assert first.stats.used == 0 < second.stats.used
+            check_sums(manager)
+            first.close()
+            check(memory, numbered(32))
+
+    @pytest.mark.parametrize("place", ["pool", "file"])
+    def test_to_pool_and_file(self, place: str):
+        options = {"max_pool_percent": 0} if place == "file" else {}
+        with roomy() as dev, Zswap([dev], ram="64M", swap="1M", **options) as manager, memory_of(manager) as memory:
+            store(memory, numbered(32))
+            manager.remove_node(manager.nodes[0])
+            assert places(memory) == {place: 32}
+            assert dev.stats.used == 0
+            check_sums(manager)
+            check(memory, numbered(32))
+
+    def test_nowhere(self):
+        """NoSpace: the node stays, takes nothing more, every page is readable; with room again it goes."""
+        with roomy() as dev, no_swap([dev], max_pool_percent=0) as manager, memory_of(manager, 128) as memory:
+            node = manager.nodes[0]
+            store(memory, numbered(32))
+            with pytest.raises(NoSpace, match="node 0"):
+                manager.remove_node(node)
+            assert (manager.nodes, node.online) == ((node,), True)
+            with pytest.raises(Busy):
+                dev.close()
+            check_sums(manager)
+            check(memory, numbered(32))
+            store(memory, {100: KINDS["shrinks"]})
+            assert where(memory, 100) == "frame"
+            manager.max_pool_percent = 100
+            manager.remove_node(node)
+            assert manager.nodes == ()
+
+    def test_with_poison(self):
+        """A poisoned page stays poison when its node has gone, and is no page of it any more."""
+        with roomy() as dev, no_swap([dev]) as manager, memory_of(manager) as memory:
+            store(memory, numbered(4))
+            dev.poison.inject(memory.place(2 * PAGE).dpa)
+            manager.remove_node(manager.nodes[0])
+            assert places(memory) == {"pool": 3, "poison": 1}
+            check_sums(manager)
+            check(memory, {page: data for page, data in numbered(4).items() if page != 2})
+            memory.discard(2 * PAGE, PAGE)
+            assert get(memory, 2) == bytes(PAGE)
+
+    def test_not_ours(self):
+        """A node that has left, or is another manager's, is refused, and the one that has its number stays."""
+        with roomy() as first, roomy() as second, no_swap([first]) as manager, no_swap() as other:
+            gone = manager.nodes[0]
+            manager.remove_node(gone)
+            node = manager.add_node(second)
+            assert node.number == gone.number
+            for stranger in (gone, other.add_node(first)):
+                with pytest.raises(InvalidArgument, match="not a node of this manager"):
+                    manager.remove_node(stranger)
+            assert manager.nodes == (node,)
+            assert node.stats.stored == 0
+            with pytest.raises(InvalidArgument):
+                gone.stats  # noqa: B018
+
+    def test_again_and_again(self):
+        """A device comes and goes as often as one likes: nothing of its nodes stays with it."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            told: list[str] = []
+            for _ in range(50):
+                node = manager.add_node(dev, Driver(interrupt=lambda node, interrupt: told.append(interrupt.name)))
+                store(memory, {0: KINDS["shrinks"]})
+                manager.remove_node(node)
+            manager.add_node(dev, Driver(interrupt=lambda node, interrupt: told.append(interrupt.name)))
+            dev.set_thresholds(lthresh="4M", hthresh="4M")
+            dev.write(0, noise(1))
+            wait_until(lambda: told, "the interrupt")
+            assert told == ["lthresh"]
+            assert get(memory, 0) == KINDS["shrinks"]
+
+
+class TestInterrupts:
+    """lthresh sets no_alloc and full pressure as the host knows them; hthresh takes both back."""
+
+    def test_both(self):
+        told: list[str] = []
+        driver = Driver(interrupt=lambda node, interrupt: told.append(interrupt.name), live_registers=False)
+        with Device("1M", "64K", lthresh="32K", hthresh="48K") as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, driver)
+            for name, place, act in (
+                ("lthresh", "pool", lambda: dev.write(512 << 10, noise(1, 12 * PAGE))),
+                ("hthresh", "direct", lambda: dev.discard(512 << 10, 12 * PAGE)),
+            ):
+                act()
+                wait_until(lambda: name in told, name)
+                low = name == "lthresh"
+                assert (node.stats.no_alloc, node.stats.pressure) == (low, 1000 if low else 0)
+                store(memory, {0: KINDS["shrinks"]})
+                assert where(memory, 0) == place
+                memory.discard(0, PAGE)
+
+    def test_absent(self):
+        """An interrupt that is never raised leaves the host as it was: the node goes on taking pages."""
+        with Device("1M", "64K", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(live_registers=False))
+            dev.write(512 << 10, noise(1, 12 * PAGE))
+            store(memory, {0: KINDS["shrinks"]})
+            assert where(memory, 0) == "direct"
+            assert (node.stats.no_alloc, node.stats.pressure) == (False, 0)
+
+
+class TestApproval:
+    """page_allocated() is asked for pages that are empty yet; what it refuses goes back to the device."""
+
+    def test_batches(self):
+        """One call has an array of page numbers; without batches each page has a call with a number."""
+        for batched in (True, False):
+            calls: list = []
+            with roomy() as dev, no_swap() as manager:
+                node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: calls.append(pages) or 0, batched=batched))
+                assert (node.stats.approved, node.stats.stock) == (256, 256)
+            if batched:
+                assert [type(call) for call in calls] == [array]
+                assert (calls[0].typecode, len(set(calls[0]))) == ("Q", 256)
+            else:
+                assert len(set(calls)) == 256
+
+    def test_approved_pages_are_used(self):
+        """Pages are stored where the driver has said that they may, and only there while there are such."""
+        approved: set[int] = set()
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: approved.update(pages) or 0))
+            store(memory, numbered(32))
+            assert {memory.place(page * PAGE).dpa // PAGE for page in numbered(32)} <= approved
+            assert node.stats.stock == 256 - 32
+
+    def test_refused(self):
+        """Refused pages are no page of the node: none is taken, the pool gets what there is. The device has them all again."""
+        with Device("1M", "1M", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager, 256) as memory:
+            node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: -errno.ENXIO))
+            stats = node.stats
+            assert (stats.unapproved, stats.refused["callback"], stats.stock, stats.allowed) == (256, 256, 0, False)
+            assert stats.callback_errors == 0
+            store(memory, numbered(8))
+            assert places(memory) == {"pool": 8}
+            manager.remove_node(node)
+            manager.add_node(dev)
+            memory.discard(0, 256 * PAGE)
+            store(memory, numbered(256, 1))
+            assert places(memory) == {"direct": 256}
+
+    def test_one_by_one(self):
+        """A list answers for each page: exactly those that were approved become stock."""
+        answers = lambda node, pages: [0 if page % 2 else -errno.EBUSY for page in pages]  # noqa: E731
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(page_allocated=answers))
+            assert (node.stats.approved, node.stats.unapproved, node.stats.allowed) == (128, 128, True)
+            store(memory, numbered(32))
+            assert {memory.place(page * PAGE).dpa // PAGE % 2 for page in numbered(32)} == {1}
+
+    @pytest.mark.parametrize("answer", [1, -4096, None, "0", [0], [0] * 255 + [1], 0.0, [float("inf")] * 256, object()])
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_no_answer(self, reported, strict: bool, answer):
+        """What is no answer refuses all, is warned about and counted, also where warnings are errors; the node stays usable."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("error" if strict else "always")
+            node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: answer))
+            assert (node.stats.approved, node.stats.unapproved) == (0, 256)
+            if answer is not None:
+                assert node.stats.callback_errors == 1
+                assert [warning.category for warning in said] == ([] if strict else [RuntimeWarning])
+                assert reported == ([RuntimeWarning] if strict else [])
+            store(memory, numbered(8))
+            assert places(memory) == {"pool": 8}
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    @pytest.mark.parametrize("late", [False, True])
+    def test_raises(self, reported, error: type[BaseException], late: bool):
+        """What it raises, at once or while its answers are read, is reported and refuses all."""
+
+        def answer_late(node, pages: array) -> Iterator[int]:
+            yield from [0] * (len(pages) - 1)
+            raise error
+
+        def answer_never(node, pages: array) -> int:
+            raise error
+
+        with roomy() as dev, no_swap() as manager:
+            node = manager.add_node(dev, Driver(page_allocated=answer_late if late else answer_never))
+            assert (node.stats.approved, node.stats.unapproved, node.stats.callback_errors) == (0, 256, 1)
+        assert reported == [error]
+
+    def test_interrupted(self):
+        """KeyboardInterrupt is for who adds the node, and the pages it was asked for are not lost."""
+
+        def interrupted(node, pages: array) -> int:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return -errno.ENXIO
+
+        with Device("1M", "1M", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager, 256) as memory:
+            with pytest.raises(KeyboardInterrupt):
+                manager.add_node(dev, Driver(page_allocated=interrupted))
+            manager.remove_node(manager.nodes[0])
+            manager.add_node(dev)
+            store(memory, numbered(256, 1))
+            assert places(memory) == {"direct": 256}
+
+    def test_node_leaves_meanwhile(self):
+        """An answer that comes when its node has left, and its number is another's, changes nothing there."""
+        asked, go = threading.Event(), threading.Event()
+        waits = [False]
+
+        def wait(node, pages: array) -> int:
+            if waits[0]:
+                asked.set()
+                go.wait()
+            return -errno.ENXIO
+
+        with roomy() as first, roomy() as second, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(first, Driver(page_allocated=wait))
+            waits[0] = True
+            refill = threading.Thread(target=node.refill)
+            refill.start()
+            asked.wait()
+            manager.remove_node(node)
+            other = manager.add_node(second)
+            assert other.number == node.number
+            store(memory, numbered(32))
+            go.set()
+            refill.join()
+            assert other.stats.stored == 32
+            assert other.stats.refused["callback"] == 0
+            check_sums(manager)
+            check(memory, numbered(32))
+            first.close()
+
+
+class TestNotes:
+    """Drivers hear of pages that were promoted, then of the same as freed; of discarded ones as freed only."""
+
+    def record(self, manager: Zswap, dev: Device, **options) -> list[tuple[str, object]]:
+        heard: list[tuple[str, object]] = []
+        driver = Driver(
+            page_freed=lambda node, pages: heard.append(("freed", pages)),
+            promoted=lambda node, pages: heard.append(("promoted", pages)),
+            **options,
+        )
+        manager.add_node(dev, driver)
+        return heard
+
+    @pytest.mark.parametrize("batched", [True, False])
+    def test_order(self, batched: bool):
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            heard = self.record(manager, dev, batched=batched)
+            store(memory, {0: KINDS["random"], 4: KINDS["random"]})
+            dpas = [memory.place(page * PAGE).dpa // PAGE for page in (0, 4)]
+            get(memory, 0)
+            wait_until(lambda: len(heard) == 2, "two calls")
+            expected = array("Q", dpas[:1]) if batched else dpas[0]
+            assert heard == [("promoted", expected), ("freed", expected)]
+            heard.clear()
+            memory.discard(4 * PAGE, PAGE)
+            wait_until(lambda: heard, "a call")
+            assert heard == [("freed", array("Q", dpas[1:]) if batched else dpas[1])]
+
+    def test_raises(self, reported):
+        """A callback that raises is reported for each call, and the next is called; no page is lost."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+
+            def fail(node, pages) -> None:
+                raise ZeroDivisionError
+
+            node = manager.add_node(dev, Driver(page_freed=fail, promoted=fail))
+            for round_ in range(1, 3):
+                store(memory, {0: KINDS["random"]})
+                assert get(memory, 0) == KINDS["random"]
+                wait_until(lambda: node.callback_errors == 2 * round_, "both calls")  # noqa: B023
+            assert reported == 4 * [ZeroDivisionError]
+            assert dev.stats.used == 0
+
+    def test_slow(self):
+        """A callback over a tenth of a second is counted and warned about; one below is not. Faults do not wait for it."""
+        entered, go = threading.Event(), threading.Event()
+
+        def slow(node, pages) -> None:
+            entered.set()
+            go.wait()
+            time.sleep(0.11)
+
+        with warnings.catch_warnings(record=True) as said, roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            warnings.simplefilter("always")
+            node = manager.add_node(dev, Driver(page_freed=slow, promoted=lambda node, pages: None))
+            store(memory, {0: KINDS["random"], 4: KINDS["random"]})
+            get(memory, 0)
+            entered.wait()
+            assert get(memory, 4) == KINDS["random"]
+            go.set()
+            wait_until(lambda: node.slow_callbacks, "the count")
+        assert {warning.category for warning in said} == {RuntimeWarning}
+        assert node.slow_callbacks <= 2
+
+    def test_full_queue(self):
+        """Notes that the queue has no room for are counted and left out; no page is lost by it."""
+        entered, go = threading.Event(), threading.Event()
+        heard = [0]
+
+        def count(node, pages: array) -> None:
+            heard[0] += len(pages)
+            entered.set()
+            go.wait()
+
+        pages = 10000
+        with Device("64M", "64M", lthresh=None, hthresh=None) as dev, no_swap() as manager:
+            with memory_of(manager, pages, "64M") as memory:
+                node = manager.add_node(dev, Driver(page_freed=count))
+                put(memory, 0, KINDS["shrinks"])
+                memory[PAGE:] = b"\x5a" * (pages - 1) * PAGE
+                memory.reclaim(ALL)
+                assert node.stats.stored == pages
+                get(memory, 0)
+                entered.wait()
+                memory.discard(0, pages * PAGE)
+                lost = manager.stats.notes_lost
+                # One run of notes has been taken out before the callback was stuck.
+                assert pages - 8192 - 1024 <= lost <= pages - 8192
+                go.set()
+                wait_until(lambda: heard[0] + lost == pages, "the rest")
+                assert node.stats.stored == dev.stats.used == 0
+
+    def test_nobody_asks(self):
+        """Without callbacks nothing is queued, and so nothing lost."""
+        with Device("64M", "64M") as dev, no_swap([dev]) as manager, memory_of(manager, 10000, "64M") as memory:
+            memory[:] = b"\x5a" * 10000 * PAGE
+            memory.reclaim(ALL)
+            memory.discard(0, len(memory))
+            assert manager.stats.notes_lost == 0
+
+
+class TestTrims:
+    """A trim buffer holds freed pages, and their media, until it is flushed."""
+
+    def test_at_once(self):
+        with roomy() as dev, no_swap([dev]) as manager, memory_of(manager) as memory:
+            store(memory, {0: KINDS["random"]})
+            memory.discard(0, PAGE)
+            stats = manager.nodes[0].stats
+            assert (stats.trims_done, stats.trims_deferred, stats.trims_full, dev.stats.used) == (1, 0, 0, 0)
+
+    def test_deferred(self):
+        """Deferred pages hold their media; a flush frees exactly those; what finds the buffer full is freed at once."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(trim_buffer=4, flush_interval=3600))
+            store(memory, {2 * page: noise(page + 1) for page in range(6)})
+            used = dev.stats.used
+            memory.discard(0, 64 * PAGE)
+            stats = node.stats
+            assert (stats.trims_deferred, stats.trims_full, stats.trims_done, stats.trims_waiting) == (4, 2, 2, 4)
+            assert (stats.stored, dev.stats.used) == (0, used * 4 // 6)
+            assert node.flush() == 4
+            assert (node.stats.trims_waiting, node.stats.trims_done, dev.stats.used) == (0, 6, 0)
+            assert node.flush() == 0
+
+    def test_interval(self):
+        """After flush_interval the manager's thread flushes by itself."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(trim_buffer=4096, flush_interval=0.01))
+            for _ in range(3):
+                store(memory, {0: KINDS["random"]})
+                memory.discard(0, PAGE)
+                wait_until(lambda: node.stats.trims_waiting == 0, "the flush")
+                assert dev.stats.used == 0
+
+    def test_removal(self):
+        """A node that leaves takes its waiting trims with it: the device is empty afterwards."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(trim_buffer=16, flush_interval=3600))
+            store(memory, {0: KINDS["random"]})
+            memory.discard(0, PAGE)
+            assert dev.stats.used > 0
+            manager.remove_node(node)
+            assert dev.stats.used == 0
+
+
+class TestQueries:
+    """safe() is asked at most every query_interval; a device that is not asked is known as it was."""
+
+    @pytest.mark.parametrize(("interval", "asked"), [(3600.0, 1), (0.0, 4)])
+    def test_interval(self, interval: float, asked: int):
+        calls: list[int] = []
+        with roomy() as dev, no_swap(query_interval=interval) as manager:
+            # An empty device is asked again: it has no ratio to tell yet.
+            dev.write(0, bytes(range(256)) * 16)
+            node = manager.add_node(dev, Driver(safe=lambda node, registers: calls.append(registers.remaining) or True))
+            for _ in range(3):
+                node.query(manager.query_interval)
+            assert calls == [dev.stats.remaining] * asked
+
+    def test_raises(self, reported):
+        """A safe() that raises is no verdict that it is safe."""
+
+        def fail(node, registers) -> bool:
+            raise ZeroDivisionError
+
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(safe=fail))
+            assert not node.stats.allowed
+            store(memory, {0: KINDS["shrinks"]})
+            assert where(memory, 0) == "pool"
+        assert reported == [ZeroDivisionError]
