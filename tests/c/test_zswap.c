@@ -53,12 +53,12 @@ static void open_world(struct world *world, uint64_t arena, uint64_t slots, unsi
 	world->home = open_device(MIB);
 	world->zswap = memory_map(sizeof(*world->zswap), -1);
 	CHECK(world->zswap != NULL);
-	CHECK_EQ(zswap_init(world->zswap, world->home, &params), 0);
+	CHECK_EQ(zswap_init(world->zswap, world->home, &params, NULL), 0);
 	world->memory.zswap = world->zswap;
 	CHECK(swaptable_init(&world->memory.table, PAGES));
 	for (unsigned i = 0; i < nodes; i++) {
 		world->devices[i] = open_device(MIB);
-		CHECK_EQ(node_open(&world->zswap->nodes[i], world->devices[i], &node), 0);
+		CHECK_EQ(node_open(&world->zswap->nodes[i], world->devices[i], &node, &world->zswap->board->views[i]), 0);
 	}
 }
 
@@ -167,7 +167,7 @@ static void drain_trims(struct world *world)
 
 static uint64_t counted(const struct world *world, enum cram_zswap_counter counter)
 {
-	return atomic_load(&world->zswap->counters[counter]);
+	return atomic_load(&world->zswap->row->counters[counter]);
 }
 
 /* What is counted is what the table says; each device has what is on it. */
@@ -248,7 +248,7 @@ static void round_trips(void)
 		struct world world;
 
 		open_world(&world, 64, ways[i].slots, ways[i].nodes);
-		atomic_store(&world.zswap->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], ways[i].percent);
+		atomic_store(&world.zswap->board->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], ways[i].percent);
 		for (uint32_t version = 1; version < 20; version++) {
 			CHECK(store(&world, 5, version));
 			CHECK_EQ(tag_of(&world, 5), ways[i].tag);
@@ -337,7 +337,7 @@ static void full_arena(void)
 
 		open_world(&world, 4, 0, 0);
 		/* The limit is the arena: past it, by a machine that has more memory than it says. */
-		atomic_store(&world.zswap->settings[CRAM_ZSWAP_RAM], 64 * PAGE_SIZE);
+		atomic_store(&world.zswap->board->settings[CRAM_ZSWAP_RAM], 64 * PAGE_SIZE);
 		stored = fill(&world, force);
 		CHECK_COMPARE(counted(&world, CRAM_ZSWAP_REJECT_ALLOC_FAIL), >, 0);
 		CHECK_COMPARE(counted(&world, CRAM_ZSWAP_RECLAIM_FAIL), >, 0);
@@ -366,7 +366,7 @@ static void full_file(void)
 	CHECK_EQ(written, 4);
 	CHECK_EQ(counted(&world, CRAM_ZSWAP_STORED_POOL), 12);
 	check_all(&world);
-	atomic_store(&world.zswap->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 0);
+	atomic_store(&world.zswap->board->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 0);
 	CHECK(!store(&world, 20, 1));
 	CHECK_EQ(tag_of(&world, 20), SWAP_NONE);
 	check_all(&world);
@@ -423,15 +423,15 @@ static void refusing_nodes(void)
 	CHECK(store(&world, 0, 1));
 	CHECK_EQ(swap_node(swaptable_get(&world.memory.table, 0)), 1);
 	CHECK_EQ(atomic_load(&nodes[0].refused[CRAM_REFUSED_FULL]), 1);
-	atomic_store(&nodes[1].no_alloc, 1);
+	atomic_store(&nodes[1].view->no_alloc, 1);
 	CHECK(store(&world, 1, 1));
-	atomic_store(&nodes[1].no_alloc, 0);
-	atomic_store(&nodes[1].allowed, 0);
+	atomic_store(&nodes[1].view->no_alloc, 0);
+	atomic_store(&nodes[1].view->allowed, 0);
 	CHECK(store(&world, 2, 1));
-	atomic_store(&nodes[1].allowed, 1);
-	atomic_store(&nodes[1].pressure, 1000);
+	atomic_store(&nodes[1].view->allowed, 1);
+	atomic_store(&nodes[1].view->pressure, 1000);
 	CHECK(store(&world, 3, 1));
-	atomic_store(&nodes[1].pressure, 0);
+	atomic_store(&nodes[1].view->pressure, 0);
 	atomic_store(&nodes[1].state, NODE_LEAVING);
 	CHECK(store(&world, 4, 1));
 	for (uint64_t page = 1; page < 5; page++)
@@ -460,10 +460,11 @@ static void no_room_to_leave(void)
 	struct world world;
 
 	open_world(&world, 64, 0, 1);
+	atomic_store(&world.zswap->groups.group[0].writeback, 0);
 	for (uint64_t page = 0; page < 8; page++)
 		CHECK(store_kind(&world, page, 1, page % KINDS, false));
 	atomic_store(&world.zswap->nodes[0].state, NODE_LEAVING);
-	atomic_store(&world.zswap->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 0);
+	atomic_store(&world.zswap->board->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 0);
 	for (uint64_t page = 0; page < 8; page++)
 		CHECK(!leave_node(&world, page, 0));
 	CHECK_EQ(counted(&world, CRAM_ZSWAP_STORED_DIRECT), 8);
@@ -471,7 +472,7 @@ static void no_room_to_leave(void)
 	CHECK(leave_node(&world, 20, 0)); /* it is not there */
 	CHECK(leave_node(&world, 0, 1));
 	CHECK_EQ(tag_of(&world, 0), SWAP_DIRECT);
-	atomic_store(&world.zswap->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 100);
+	atomic_store(&world.zswap->board->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], 100);
 	for (uint64_t page = 0; page < 8; page++)
 		CHECK_EQ(leave_node(&world, page, 0), page % KINDS != KINDS - 1);
 	check_all(&world);
@@ -484,6 +485,7 @@ static void incompressible(void)
 	struct world world;
 
 	open_world(&world, 64, 0, 0);
+	atomic_store(&world.zswap->groups.group[0].writeback, 0);
 	CHECK(store(&world, 0, 1));
 	CHECK(!store_kind(&world, 1, 1, KINDS - 1, false));
 	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_COMPRESS_POOR), 1);
@@ -568,11 +570,11 @@ static void disturb(struct crowd *crowd)
 			atomic_store(&world->zswap->nodes[node].state, NODE_ONLINE);
 			break;
 		case 2:
-			atomic_store(&world->zswap->nodes[node].no_alloc, (uint32_t)random_below(&state, 2));
+			atomic_store(&world->zswap->nodes[node].view->no_alloc, (uint32_t)random_below(&state, 2));
 			break;
 		case 3:
-			atomic_store(&world->zswap->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], random_below(&state, 2) * 50);
-			atomic_store(&world->zswap->settings[CRAM_ZSWAP_CHARGING], random_below(&state, 3));
+			atomic_store(&world->zswap->board->settings[CRAM_ZSWAP_MAX_POOL_PERCENT], random_below(&state, 2) * 50);
+			atomic_store(&world->zswap->board->settings[CRAM_ZSWAP_CHARGING], random_below(&state, 3));
 			break;
 		default:
 			drain_trims(world);
