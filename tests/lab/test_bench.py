@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hosts import compressor  # noqa: F401
+from swap_host import compressor  # noqa: F401
 
 from cram_emu.errors import NotPermitted, NotSupported
 from cram_emu.lab import bench, cgroup, kernel_zswap, swaparea, zram

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hosts import compressor, host  # noqa: F401
+from swap_host import compressor, host  # noqa: F401
 
 from cram_emu.lab import cgroup, kernel_zswap, swaparea
 from cram_emu.lab.cgroup import Hierarchy

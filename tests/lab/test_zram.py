@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hosts import host
+from swap_host import host
 
 from cram_emu.lab import cgroup, swaparea, zram
 from cram_emu.lab.cgroup import Hierarchy

@@ -4,7 +4,7 @@ import importlib.util
 import signal
 
 import pytest
-from hosts import compressor, host  # noqa: F401
+from swap_host import compressor, host  # noqa: F401
 
 from cram_emu.lab import swaparea, zswap_comparison
 from cram_emu.lab.bench import SideFailed
