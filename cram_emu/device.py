@@ -85,7 +85,7 @@ class Stats:
     dropped_writes: int  #: writes that found no room
     refused_writes: int  #: writes to another client's page, or past the capacity
     media_errors: int  #: stored forms that failed their checksum
-    lost_pages: int  #: pages whose newest copy died with a client
+    lost_pages: int  #: pages whose newest copy died with a client, or was lost in a reset
     poisoned: int  #: pages with a poisoned line
     poison_records: int
     poison_overflow: int  #: poisoned pages that the full list has no record of
@@ -418,7 +418,7 @@ class Device:
 
     @property
     def stats(self) -> Stats:
-        """The registers. NoAnswer: a fault has them silent."""
+        """The registers. NoAnswer: a fault has them silent; DeviceGone: it has been removed."""
         registers = ffi.new("struct cram_registers *")
         check(lib.cram_read_registers(self._handle, registers))
         values = fields(registers[0])
@@ -493,6 +493,21 @@ class Device:
         dead = ffi.new("uint32_t *")
         check(lib.cram_reap(self._handle, dead))
         return dead[0]
+
+    # -- what befalls it as a whole; in effect in every client when these return. DeviceGone: it has been removed before.
+    # NoAnswer: a client has not followed yet; or one is stopped in the middle of a page, and a reset has not taken place.
+
+    def remove(self) -> None:
+        """Pulls it out, for good: every page is poison in every client, and control calls raise DeviceGone."""
+        self.faults["removal"].strike()
+
+    def reset(self) -> None:
+        """Starts it anew: what was written, in frames too, is poison until it is written again or discarded."""
+        self.faults["reset"].strike()
+
+    def power_cycle(self) -> None:
+        """The same, but that the poison list stays, and with it the poison that was injected."""
+        self.faults["power_cycle"].strike()
 
     def fileno(self) -> int:
         """The descriptor of the device object; it belongs to the device."""

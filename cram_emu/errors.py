@@ -48,6 +48,10 @@ class NotSupported(CramError, OSError):
     """This kernel lacks a feature; the message names it."""
 
 
+class DeviceGone(CramError, OSError):
+    """The device has been removed: pulled out while it was in use (Device.remove())."""
+
+
 class NoAnswer(CramError, TimeoutError):
     """Another client of the device did not answer in time."""
 
@@ -96,6 +100,7 @@ BY_CODE_NAME: dict[str, type[CramError]] = {
     "EINVAL": InvalidArgument,
     "ENOSPC": NoSpace,
     "ENOSYS": NotSupported,
+    "ENODEV": DeviceGone,
     "ETIMEDOUT": NoAnswer,
     "EOVERFLOW": EventsLost,
     "EFORMAT": NotADevice,

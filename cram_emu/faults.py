@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, lib
 from cram_emu.errors import InvalidArgument
+from cram_emu.sizes import parse_size
 
 if TYPE_CHECKING:
     from cram_emu.device import Device
@@ -97,6 +98,10 @@ class Fault:
             setattr(attr, name, self._integer(name, getattr(new, name), 0, _U64_MAX))
         check(lib.cram_fault_set(self._device._handle, self._number, attr))
 
+    def strike(self) -> None:
+        """Now, whatever its attributes say: removal, reset and power_cycle can. See Device.remove()."""
+        check(lib.cram_fault_strike(self._device._handle, self._number))
+
     def off(self) -> None:
         """As a new device has it."""
         self.set(**dataclasses.asdict(Attributes()))
@@ -140,10 +145,12 @@ class UnknownFault(InvalidArgument, KeyError):
 
 
 def parse_attribute(name: str, text: str) -> float | int:
-    """What an attribute's text says. InvalidArgument."""
+    """What an attribute's text says; space takes "64M" too. InvalidArgument."""
     if name not in ATTRIBUTES:
         raise InvalidArgument(f"no attribute {name!r}; there are {', '.join(ATTRIBUTES)}")
     try:
+        if name == "space" and text[-1:].isalpha():
+            return parse_size(text)
         return float(text) if name == "probability" else int(text, 0)
     except ValueError:
         raise InvalidArgument(f"{name} {text!r}: not a number") from None

@@ -130,7 +130,7 @@ struct cram_registers {
 	uint64_t dropped_writes; /* writes that found no room */
 	uint64_t refused_writes; /* writes to a page that another client has mapped, or past the capacity */
 	uint64_t media_errors;   /* stored forms that failed their checksum */
-	uint64_t lost_pages;     /* pages poisoned because the client that held them dirty died */
+	uint64_t lost_pages;     /* pages poisoned because the client that held them dirty died, or the device was reset */
 	uint64_t poisoned;       /* pages with at least one poisoned line */
 	uint64_t poison_records; /* entries of the poison list */
 	uint64_t poison_overflow; /* poisoned pages without a record: the list was full */
@@ -147,9 +147,9 @@ struct cram_registers {
 };
 
 /* A reading of each register; they are read one after another while the device works. CRAM_ETIMEDOUT: a fault has them
- * silent. All are 0 after an error. */
+ * silent. CRAM_ENODEV: the device has been removed. All are 0 after an error. */
 int cram_read_registers(const cram_device *device, struct cram_registers *registers);
-/* The driver's registers. CRAM_EINVAL: pressure over 1000. They inform; the data plane does not obey them. */
+/* The driver's registers. CRAM_EINVAL: pressure over 1000; CRAM_ENODEV. They inform; the data plane does not obey them. */
 int cram_set_pressure(cram_device *device, uint32_t pressure);
 int cram_set_no_alloc(cram_device *device, int on);
 /* New thresholds, as in struct cram_params; evaluated at once. CRAM_EINVAL changes nothing. */
@@ -207,7 +207,7 @@ enum cram_poison_source {
 	CRAM_POISON_DROPPED = 1,  /* a write found no room */
 	CRAM_POISON_INJECTED = 2,
 	CRAM_POISON_MEDIA = 3,    /* a stored form failed its checksum */
-	CRAM_POISON_LOST = 4,     /* its newest copy died with a client */
+	CRAM_POISON_LOST = 4,     /* its newest copy died with a client, or went with the device's contents */
 };
 
 struct cram_poison_record {
@@ -267,6 +267,9 @@ enum cram_fault {
 	CRAM_FAULT_STALE,
 	CRAM_FAULT_NO_ANSWER,
 	CRAM_FAULT_LIE,
+	CRAM_FAULT_REMOVAL,
+	CRAM_FAULT_RESET,
+	CRAM_FAULT_POWER_CYCLE,
 	CRAM_FAULTS,
 };
 
@@ -296,6 +299,16 @@ const struct cram_fault_text *cram_fault_text(uint32_t fault);
  * begins at the start of the seed's sequence; a store that is under way may still see what was before. */
 int cram_fault_get(cram_device *device, uint32_t fault, struct cram_fault_attr *attr);
 int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_attr *attr);
+/* Has a fault of the device as a whole strike now, whatever its attributes: CRAM_EINVAL for any other than these.
+ *   REMOVAL      Surprise removal, for good. Every page is poison to every client; writes are dropped and counted; control calls
+ *                answer CRAM_ENODEV, but for clients, poison list, faults, reap, rebuild and the end. cram_open() still joins it.
+ *   RESET        All that was written is lost, and poison until it is written anew or discarded (lost_pages); the media is free,
+ *                thresholds, pressure and no_alloc are as created, the poison list has what was lost and nothing else.
+ *   POWER_CYCLE  The same, but that the poison list stays as it is, and lines that were injected are poisoned as before.
+ * The frames of mappings, in all clients, are the device's own: they are lost with it. Managed memory's are the host's. When it
+ * returns nobody has one any more; CRAM_ETIMEDOUT: it has struck, but a process has not answered yet, or (a reset) one is
+ * stopped in the middle of a page, and nothing has happened. CRAM_ENODEV: it is gone already. */
+int cram_fault_strike(cram_device *device, uint32_t fault);
 
 /* ---- the mapping ---------------------------------------------------------------------------------------- */
 
@@ -480,13 +493,14 @@ enum cram_refusal {
 	CRAM_REFUSED_FULL,      /* no device page is free */
 	CRAM_REFUSED_CALLBACK,  /* the driver did not approve of the page */
 	CRAM_REFUSED_LIMIT,     /* direct pages may not be more */
+	CRAM_REFUSED_GONE,      /* the device has been removed */
 	CRAM_REFUSALS,
 };
 
 struct cram_node_stats {
 	uint64_t stored;         /* pages now */
 	uint64_t promoted, poisoned;
-	uint64_t refused[7];     /* by enum cram_refusal */
+	uint64_t refused[8];     /* by enum cram_refusal */
 	uint64_t approved, unapproved;
 	uint64_t stock;          /* approved pages that wait for contents */
 	uint64_t trims_done, trims_deferred, trims_full, trims_waiting;

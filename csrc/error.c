@@ -34,6 +34,9 @@ int cram_fail(int code, const char *format, ...)
 
 int cram_code_of_errno(int number)
 {
+	/* The system means a file of a kind that it cannot map, not a device that was pulled out. */
+	if (number == ENODEV)
+		return CRAM_EIO;
 	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
 		if (errors[i].code == -number)
 			return -number;

@@ -22,6 +22,7 @@
 	X(EINVAL, EINVAL, "invalid argument")                                       \
 	X(ENOSPC, ENOSPC, "no room on the file system")                             \
 	X(ENOSYS, ENOSYS, "not offered by this kernel")                             \
+	X(ENODEV, ENODEV, "the device has been removed")                            \
 	X(ETIMEDOUT, ETIMEDOUT, "no answer in time")                                \
 	X(EOVERFLOW, EOVERFLOW, "events were overwritten before they were read")    \
 	X(EFORMAT, 1001, "not a cram_emu device")                                   \

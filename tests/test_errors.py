@@ -15,6 +15,7 @@ from cram_emu.errors import (
     Busy,
     DeviceClosed,
     DeviceExists,
+    DeviceGone,
     DeviceMissing,
     EventsLost,
     InvalidArgument,
@@ -194,6 +195,13 @@ class TestEachCode:
         with pytest.raises(cram_emu.errors.NoSpace, match=r"has \d{7} bytes free.* takes \d{8}"):
             Device("64M", "64M", path=small_tmpfs / "dev")
         assert list(small_tmpfs.iterdir()) == []
+
+    def test_enodev(self):
+        """A device that was pulled out says so, and can be closed."""
+        with Device("1M", "64K") as dev:
+            dev.remove()
+            with pytest.raises(DeviceGone, match="the device has been removed"):
+                dev.set_thresholds(lthresh="10%", hthresh="20%")
 
     def test_etimedout(self):
         """Waiting for an interrupt that does not come ends in time."""

@@ -3,6 +3,7 @@
 Oracle: the contents that were written, and the registers. What a page may never be is silently wrong.
 """
 
+import contextlib
 import os
 import random
 import select
@@ -176,6 +177,30 @@ class TestLatency:
         done.append("other")
         slow.join()
         assert done == ["other", "slow"]
+
+
+    @pytest.mark.parametrize("name", ["read_delay", "write_delay"])
+    def test_stands(self, dev, name):
+        """A page that takes its time holds nobody up who needs all to stand still: a rebuild, a reset."""
+        fill(dev, 2)
+        dev.faults[name].set(probability=100, times=1, value=3_000_000)
+        done: list[str] = []
+
+        def slow() -> None:
+            with contextlib.suppress(PoisonError):
+                dev.read(0, PAGE) if name == "read_delay" else dev.write(0, content(0))
+            done.append("slow")
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        wait_until(lambda: dev.faults[name].struck == 1, "it is struck")
+        dev.rebuild()
+        dev.reset()
+        done.append("reset")
+        thread.join()
+        assert done == ["reset", "slow"]
+        # What is stored after the reset is there; what was is not.
+        assert lost(dev, 2) == ({0, 1} if name == "read_delay" else {1})
 
 
 class TestInterrupts:

@@ -16,7 +16,8 @@ DESCRIPTION = """\
 Shows the faults of a device, or sets when one of them strikes, as the kernel's fault attributes do: with
 a probability in percent, at every so many chances (interval), so many times (-1: without limit), after so
 many bytes (space). The same seed strikes the same pages. A fault belongs to the device: it strikes every
-program that uses it, until it is switched off.
+program that uses it, until it is switched off. removal, reset and power_cycle befall the device as a
+whole: `now` has them strike at once.
 """
 
 
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fault", metavar="FAULT", nargs="?", help=", ".join(NAMES))
     parser.add_argument(
         "settings",
-        metavar="ATTRIBUTE=VALUE | off",
+        metavar="ATTRIBUTE=VALUE | off | now",
         nargs="*",
         help=", ".join(ATTRIBUTES),
     )
@@ -46,11 +47,14 @@ def _set(fault: Fault, settings: list[str]) -> None:
     if settings == ["off"]:
         fault.off()
         return
+    if settings == ["now"]:
+        fault.strike()
+        return
     attributes = {}
     for word in settings:
         name, equals, value = word.partition("=")
         if not equals:
-            raise InvalidArgument(f"{word!r}: neither ATTRIBUTE=VALUE nor off")
+            raise InvalidArgument(f"{word!r}: not ATTRIBUTE=VALUE, off or now")
         attributes[name] = parse_attribute(name, value)
     fault.set(**attributes)
 

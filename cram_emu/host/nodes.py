@@ -33,6 +33,7 @@ _REFUSALS = {
     lib.CRAM_REFUSED_FULL: "full",
     lib.CRAM_REFUSED_CALLBACK: "callback",
     lib.CRAM_REFUSED_LIMIT: "limit",
+    lib.CRAM_REFUSED_GONE: "gone",
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cram_emu.device import Client, Device, Stats
-from cram_emu.errors import NoAnswer
+from cram_emu.errors import DeviceGone, NoAnswer
 
 if TYPE_CHECKING:
     from cram_emu.host import Zswap
@@ -139,8 +139,8 @@ class Watch:
         )
 
     def _read(self) -> Stats:
-        """The registers, or, while a fault has them silent, what they told last."""
-        with contextlib.suppress(NoAnswer):
+        """The registers, or, while a fault has them silent or the device is gone, what they told last."""
+        with contextlib.suppress(DeviceGone, NoAnswer):
             self._stats = self._device.stats
         return self._stats
 

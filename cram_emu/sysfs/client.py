@@ -65,7 +65,9 @@ class Tree:
     def device(self, name: str) -> dict[str, int | str]:
         """The files of a device by name, those in directories as "interrupts/lthresh"."""
         top = self.path(f"{DEVICES}/{name}")
-        files = sorted(p for p in top.rglob("*") if p.is_file() and p.name != _PROCESSES)
+        # What is only written to are commands.
+        readable = (p for p in top.rglob("*") if p.is_file() and p.stat().st_mode & 0o444)
+        files = sorted(p for p in readable if p.name != _PROCESSES)
         values = {str(file.relative_to(top)): file.read_text().rstrip("\n") for file in files}
         return {key: text if key in _WORDS else int(text) for key, text in values.items()}
 
@@ -90,7 +92,7 @@ class Tree:
             paths[file].write_text(str(files[file]))
 
     def devices(self) -> dict[str, dict[str, int | str]]:
-        """All devices; one that goes meanwhile is left out."""
+        """All devices; one that goes meanwhile, or has been removed, is left out."""
         found = {}
         for name in self.names():
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from cram_emu.errors import Busy, CramError, DeviceClosed, InvalidArgument
+from cram_emu.errors import Busy, CramError, DeviceClosed, DeviceGone, InvalidArgument
 from cram_emu.sysfs.bus import Entries, write_only
 from cram_emu.sysfs.events import Events
 from cram_emu.sysfs.memdev import Memdev
@@ -30,7 +30,7 @@ def poison(memdev: Memdev, events: Events) -> Entries:
         dpa = kstrtoull(text)
         try:
             memdev.device.poison.clear(dpa)
-        except (InvalidArgument, DeviceClosed, Busy):
+        except (InvalidArgument, DeviceClosed, DeviceGone, Busy):
             raise
         except CramError as error:
             # cxl_mbox_clear_poison(): -ENXIO where the device cannot write there.

@@ -13,7 +13,7 @@ import threading
 import time
 
 from cram_emu import Interrupt, PoisonRecord, Strike
-from cram_emu.errors import DeviceClosed, NoAnswer
+from cram_emu.errors import DeviceClosed, DeviceGone, NoAnswer
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.trace import Trace
 
@@ -99,7 +99,7 @@ class Events:
         """Waits until the events that the device has had are told, so that causes stand before what followed from them."""
         try:
             events = self._memdev.device.stats.events
-        except (DeviceClosed, NoAnswer):
+        except (DeviceClosed, DeviceGone, NoAnswer):
             return
         with self._told:
             self._told.wait_for(lambda: self._newest >= events, _PATIENCE_S)
@@ -112,7 +112,7 @@ class Events:
         with self._collecting:
             try:
                 self._collect(silently)
-            except (DeviceClosed, NoAnswer):
+            except (DeviceClosed, DeviceGone, NoAnswer):
                 pass  # taken out meanwhile; or the next time
 
     def _collect(self, silently: bool) -> None:

@@ -1,7 +1,8 @@
 """sys/kernel/debug/cram_device: what no kernel shows yet. The truth about the capacity stands only here.
 
 One directory a device, one value a file; sizes in bytes, ratios per mille. `add` and `remove` are the
-hands that plug a device in and pull it out.
+hands that plug a device in and pull it out, for this machine; `remove`, `reset` and `power_cycle` of a
+device, written "1", befall it wherever it is open.
 """
 
 from __future__ import annotations
@@ -82,8 +83,20 @@ def members(memdev: Memdev) -> Entries:
     def set_no_alloc(text: str) -> None:
         device.no_alloc = kstrtobool(text)
 
+    for name, command in (("remove", device.remove), ("reset", device.reset), ("power_cycle", device.power_cycle)):
+        yield f"{path}/{name}", write_only(_trigger(command))
+
     yield f"{path}/pressure", Attribute(0o644, lambda: f"{device.pressure}\n", set_pressure)
     yield f"{path}/no_alloc", Attribute(0o644, lambda: f"{device.no_alloc:d}\n", set_no_alloc)
+
+
+def _trigger(command: Callable[[], None]) -> Callable[[str], None]:
+    def store(text: str) -> None:
+        if text != "1":
+            raise invalid(text)
+        command()
+
+    return store
 
 
 def _processes(clients: list[Client]) -> str:

@@ -148,6 +148,8 @@ int device_fork(struct device *device, struct device_fork *fork)
 		*fork = (struct device_fork){ (unsigned)client, (uint32_t)getpid(), thread_id() };
 		atomic_store(&child->keeper, fork->thread);
 		atomic_store(&child->anonymous, 1);
+		/* It inherits our frames as they are, those among them that have yet to go. */
+		atomic_store(&child->followed, atomic_load(&device->self->followed));
 		copy_table(device, (unsigned)client);
 		atomic_store(&child->anonymous_pages, atomic_load(&device->self->anonymous_pages));
 	}

@@ -155,6 +155,7 @@ int clients_join(struct clients *clients)
 		atomic_store(&client->claim_count, 0);
 		atomic_store(&client->anonymous, 0);
 		atomic_store(&client->anonymous_pages, 0);
+		atomic_store(&client->followed, atomic_load(&clients->losses));
 		atomic_store(&client->dirty_frames, 0);
 		atomic_store(&client->resident_frames, 0);
 		atomic_store(&client->faults, 0);

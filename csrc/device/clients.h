@@ -69,6 +69,7 @@ struct client {
 	_Atomic uint32_t claim_count;      /* claims in use lie below this */
 	_Atomic uint32_t anonymous;        /* 1: it has a table of device pages */
 	_Atomic uint64_t anonymous_pages;  /* that its table names */
+	_Atomic uint32_t followed;         /* losses (below) that its frames have followed. A futex */
 	_Alignas(64) _Atomic uint64_t dirty_frames;
 	_Atomic uint64_t resident_frames;
 	_Atomic uint64_t faults;           /* answered since it came */
@@ -82,6 +83,7 @@ struct client {
 struct clients {
 	_Alignas(64) _Atomic uint64_t attached; /* bit i: slot i is taken */
 	_Atomic uint32_t gate;                  /* 1: raised. A futex */
+	_Atomic uint32_t losses;                /* times that the device has lost its contents, and so frames are to go */
 	struct futex_lock lock;                 /* the table, the claims, the gate, and recovery */
 	struct client table[CLIENTS_MAX];
 };
@@ -114,6 +116,12 @@ uint64_t clients_dead(const struct clients *clients);
 /* Wakes the client's sleepers. */
 void client_ring(struct client *client);
 void clients_ring_all(struct clients *clients);
+
+/* Have all frames of a living client followed the device's losses? */
+static inline bool client_followed(const struct clients *clients, const struct client *client)
+{
+	return atomic_load(&client->followed) == atomic_load(&clients->losses);
+}
 
 /* Claims [first, first + count) pages for a client: its claim's index, or -1 when a part is taken by anybody, or -2
  * when it has CLAIMS_MAX already. Under the lock. */

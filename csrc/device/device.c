@@ -253,7 +253,12 @@ void device_leave(struct op *op)
 	place_leave(op->device->clients, op->device->client, op->place);
 }
 
-static void unpark(struct op *op)
+void device_park(struct op *op)
+{
+	place_park(op->device->clients, op->device->client, op->place);
+}
+
+void device_unpark(struct op *op)
 {
 	while (!place_unpark(op->device->clients, op->device->client, op->place))
 		device_reap(op->device, NULL);
@@ -261,9 +266,9 @@ static void unpark(struct op *op)
 
 void device_nap(struct op *op, uint64_t ns)
 {
-	place_park(op->device->clients, op->device->client, op->place);
+	device_park(op);
 	sleep_ns(ns);
-	unpark(op);
+	device_unpark(op);
 }
 
 uint32_t device_reap_parked(struct op *op)
@@ -271,9 +276,9 @@ uint32_t device_reap_parked(struct op *op)
 	struct device *device = op->device;
 	uint32_t dead = 0;
 
-	place_park(device->clients, device->client, op->place);
+	device_park(op);
 	device_reap(device, &dead);
-	unpark(op);
+	device_unpark(op);
 	return dead;
 }
 
@@ -451,6 +456,35 @@ static int ask(struct device *device, struct client *client, enum request_kind k
 		return cram_fail(code, "process %u, which has mapped address 0x%" PRIx64 ", does not answer",
 				 atomic_load(&client->pid), dpa);
 	return code;
+}
+
+bool device_removed(const struct device *device)
+{
+	return __builtin_expect(atomic_load(&device->super->removed), 0);
+}
+
+int device_check_removed(const struct device *device)
+{
+	return device_removed(device) ? cram_fail(CRAM_ENODEV, "the device has been removed") : 0;
+}
+
+int device_await_followers(struct device *device)
+{
+	uint64_t deadline = now_ns() + REQUEST_TIMEOUT_NS;
+
+	for (uint64_t left = atomic_load(&device->clients->attached); left != 0; left &= left - 1) {
+		struct client *client = &device->clients->table[__builtin_ctzll(left)];
+		uint32_t followed;
+
+		while (followed = atomic_load(&client->followed), followed != atomic_load(&device->clients->losses)) {
+			if (now_ns() >= deadline)
+				return cram_fail(CRAM_ETIMEDOUT, "process %u has not dropped its frames yet",
+						 atomic_load(&client->pid));
+			if (!futex_wait(&client->followed, followed, REQUEST_LIVENESS_NS) && client_dead(client))
+				break;
+		}
+	}
+	return 0;
 }
 
 /* Asks all whose anonymous memory may have the page: forks share it. */

@@ -86,6 +86,8 @@ uint64_t device_load(struct op *op, uint64_t page, uint8_t *to);
 bool device_poisoned(const struct op *op, uint64_t page);
 /* Stores the page; DIRTY stays as it is. False: no room, and the page is poison now. from must not change meanwhile. */
 bool device_store(struct op *op, uint64_t page, const uint8_t *from);
+/* The frame with its newest copy is lost with the device's contents: poison. Of a device that is gone it is anyway. */
+void device_lose(struct op *op, uint64_t page);
 /* Gives its capacity back; the page is EMPTY and clean. */
 void device_drop(struct op *op, uint64_t page);
 /* A frame is newer than the media, or no more. */
@@ -152,6 +154,16 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 int device_set_fault(struct device *device, enum cram_fault fault, const struct cram_fault_attr *attr);
 /* Compares the levels with the thresholds and raises what is due. */
 void device_evaluate_alerts(struct device *device);
+/* Is it gone? Once it is, it stays so: nothing is stored any more, every line of every page is poisoned, and registers do not
+ * answer; bookkeeping (who has which page) goes on, so that hosts can let go. */
+bool device_removed(const struct device *device);
+/* CRAM_ENODEV when it is. */
+int device_check_removed(const struct device *device);
+/* Has a fault of the device as a whole strike now: CRAM_EINVAL for another one. A reset may fail as a rebuild may. Other clients'
+ * frames follow: see device_await_followers(). */
+int device_strike(struct device *device, enum cram_fault fault);
+/* Waits until the frames of all clients have followed what the device lost. CRAM_ETIMEDOUT: somebody's have not yet. */
+int device_await_followers(struct device *device);
 /* Asks the client that owns the line at dpa to carry out a request, and waits for its answer. CRAM_ENOENT: nobody else
  * owns it (any more). CRAM_ETIMEDOUT: withdrawn, unless the owner had begun with it. */
 int device_request(struct device *device, enum request_kind kind, uint64_t dpa);

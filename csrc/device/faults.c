@@ -5,6 +5,7 @@
  */
 #include "error.h"
 #include "inner.h"
+#include "recovery.h"
 
 static uint64_t remaining_now(const struct device *device)
 {
@@ -49,10 +50,16 @@ uint64_t fault_of_interrupt(void *arg)
 	return 0;
 }
 
-void fault_delay_armed(struct device *device, enum cram_fault fault, uint64_t page)
+void fault_delay_armed(struct op *op, enum cram_fault fault, uint64_t page)
 {
-	if (fault_strikes_armed(device, fault, page))
-		sleep_ns(value_of(device, fault) * 1000);
+	if (!fault_strikes_armed(op->device, fault, page))
+		return;
+	/* Parked, or a slow page would hold up whoever wants all to stand still: who joins after a death, who resets. Nothing of
+	 * the page has been read or changed; pages that came before it in a fault have been read already, and if there is a
+	 * reset meanwhile they survive it, as they were. */
+	device_park(op);
+	sleep_ns(value_of(op->device, fault) * 1000);
+	device_unpark(op);
 }
 
 /* Takes free sectors out of use for good, as many as there are. */
@@ -68,6 +75,68 @@ static void lose_capacity(struct op *op)
 	atomic_fetch_add(&device->super->lost, taken);
 	device_used_changed(op);
 }
+
+/* ---- the device as a whole ------------------------------------------------------------------------------- */
+
+static int strike(struct device *device, enum cram_fault fault)
+{
+	int code;
+
+	switch (fault) {
+	case CRAM_FAULT_REMOVAL:
+		/* In this order: who finds the loss finds the device gone. */
+		atomic_store(&device->super->removed, 1);
+		atomic_fetch_add(&device->clients->losses, 1);
+		break;
+	case CRAM_FAULT_RESET:
+	case CRAM_FAULT_POWER_CYCLE:
+		code = recovery_lock(device);
+		if (code != 0)
+			return code;
+		code = recovery_reset(device, fault == CRAM_FAULT_POWER_CYCLE);
+		recovery_unlock(device);
+		if (code != 0)
+			return code;
+		break;
+	default:
+		return cram_fail(CRAM_EINVAL, "%s: strikes by its attributes only", cram_fault_text(fault)->name);
+	}
+	clients_ring_all(device->clients);
+	return 0;
+}
+
+int device_strike(struct device *device, enum cram_fault fault)
+{
+	int code = device_check_removed(device);
+
+	if (code == 0)
+		code = strike(device, fault);
+	if (code != 0)
+		return code;
+	inject_struck(&device->super->inject, fault);
+	device_lock(device, &device->super->alert_lock);
+	tell(device, fault, FAULT_NO_PAGE);
+	futex_unlock(&device->super->alert_lock);
+	clients_ring_all(device->clients);
+	return 0;
+}
+
+void fault_before_store(struct op *op, uint64_t page)
+{
+	struct device *device = op->device;
+
+	for (enum cram_fault fault = CRAM_FAULT_REMOVAL; fault <= CRAM_FAULT_POWER_CYCLE; fault++) {
+		if (device_removed(device) || !fault_strikes(device, fault, page))
+			continue;
+		/* Parked: a reset waits until all stand at a page boundary, and so do we, our page not yet begun. One that
+		 * cannot be had (somebody else does not stand) does not happen. */
+		device_park(op);
+		strike(device, fault);
+		device_unpark(op);
+	}
+}
+
+/* ---- a page that is stored ------------------------------------------------------------------------------- */
 
 void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length)
 {

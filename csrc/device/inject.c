@@ -71,7 +71,7 @@ bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size)
 		return false;
 	if (!take_time(inject, fault))
 		return false;
-	atomic_fetch_add(&attr->struck, 1);
+	inject_struck(inject, fault);
 	return true;
 }
 

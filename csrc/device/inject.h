@@ -30,7 +30,10 @@
 	X(SPURIOUS_IRQ, "spurious_irq", NULL, 0, "a store raises lthresh without cause")                                \
 	X(STALE, "stale", "ms", 3600000, "registers tell what was so long ago, at most")                                \
 	X(NO_ANSWER, "no_answer", NULL, 0, "registers do not answer in time")                                           \
-	X(LIE, "lie", "per mille", 1000000, "remaining capacity and ratio are told scaled")
+	X(LIE, "lie", "per mille", 1000000, "remaining capacity and ratio are told scaled")                             \
+	X(REMOVAL, "removal", NULL, 0, "at a store the device is gone, for good: every page is poison, registers end")  \
+	X(RESET, "reset", NULL, 0, "at a store the device starts anew: what it held is poison, thresholds as created")  \
+	X(POWER_CYCLE, "power_cycle", NULL, 0, "as reset, but the poison list stays as it was")
 
 struct inject_fault {
 	_Atomic uint64_t probability; /* of INJECT_CERTAIN; 0: off */
@@ -56,6 +59,11 @@ static inline bool inject_armed(const struct inject *inject, enum cram_fault fau
 
 /* Does it strike now? size: bytes that are at stake. */
 bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size);
+/* Counts a strike that nobody asked chance about. */
+static inline void inject_struck(struct inject *inject, enum cram_fault fault)
+{
+	atomic_fetch_add(&inject->fault[fault].struck, 1);
+}
 /* A number of 64 bits for the strike that was just answered with yes: the same in every run. */
 uint64_t inject_chance(const struct inject *inject, enum cram_fault fault);
 

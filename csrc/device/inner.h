@@ -10,6 +10,9 @@
 
 /* Takes a lock of the superblock or a mailbox; one that a dead client held makes the device suspect. */
 void device_lock(struct device *device, struct futex_lock *lock);
+/* An op that waits for others parks: what it holds is whole meanwhile. */
+void device_park(struct op *op);
+void device_unpark(struct op *op);
 /* Recovers from dead clients in the middle of an op, which stands at a page boundary; how many there were. */
 uint32_t device_reap_parked(struct op *op);
 
@@ -38,13 +41,15 @@ static inline bool faults_armed(const struct device *device)
 {
 	return __builtin_expect(atomic_load_explicit(&device->super->inject.armed, memory_order_relaxed) != 0, 0);
 }
-void fault_delay_armed(struct device *device, enum cram_fault fault, uint64_t page);
-/* Sleeps when a delay strikes. */
-static inline void fault_delay(struct device *device, enum cram_fault fault, uint64_t page)
+void fault_delay_armed(struct op *op, enum cram_fault fault, uint64_t page);
+/* Sleeps, parked, when a delay strikes a page whose work has not begun. */
+static inline void fault_delay(struct op *op, enum cram_fault fault, uint64_t page)
 {
-	if (inject_armed(&device->super->inject, fault))
-		fault_delay_armed(device, fault, page);
+	if (inject_armed(&op->device->super->inject, fault))
+		fault_delay_armed(op, fault, page);
 }
+/* What strikes the device before a locked page is stored; it may park. */
+void fault_before_store(struct op *op, uint64_t page);
 /* What strikes a locked page that has just been stored, in the sectors of chain. */
 void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length);
 /* For alert_evaluate(): alert_fate_fn. arg: the device. */

@@ -16,7 +16,7 @@
 #include "inject.h"
 
 /* Raise it with every change of the layout or of the meaning of a field. */
-#define LAYOUT_VERSION 2u
+#define LAYOUT_VERSION 3u
 #define LAYOUT_MAGIC "CRAMEMU"
 
 struct geometry {
@@ -66,6 +66,8 @@ struct superblock {
 	_Atomic uint64_t lost;              /* sectors of used that capacity faults have taken */
 	_Atomic uint64_t told_at;           /* what stale registers tell, and since when: CLOCK_MONOTONIC, ns. Under the alert lock */
 	struct cram_registers told;
+	/* 1, and never 0 again: the device is gone, whatever else the object says. Every load and store looks at it. */
+	_Alignas(64) _Atomic uint32_t removed;
 };
 
 /* CRAM_EINVAL, naming the value, or 0. */

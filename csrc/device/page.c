@@ -110,6 +110,14 @@ bool device_freed_by_the_dead(struct op *op)
 	return device_reap_parked(op) > 0 || suspect;
 }
 
+void device_lose(struct op *op, uint64_t page)
+{
+	if (device_removed(op->device))
+		return;
+	atomic_fetch_add(&op->device->super->lost_pages, 1);
+	make_poison(op, page, CRAM_POISON_LOST);
+}
+
 static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_lines)
 {
 	struct device *device = op->device;
@@ -120,7 +128,14 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	struct chain chain;
 	bool room;
 
-	fault_delay(device, CRAM_FAULT_WRITE_DELAY, page);
+	fault_delay(op, CRAM_FAULT_WRITE_DELAY, page);
+	if (faults_armed(device))
+		fault_before_store(op, page);
+	/* Its record could not be read, and there would be one for each page. */
+	if (device_removed(device)) {
+		atomic_fetch_add(&device->super->dropped_writes, 1);
+		return false;
+	}
 	codec_encode(&device->codec, &op->space, from, op->form, &encoded);
 	if (encoded.state == CRAM_PAGE_STORED && fault_strikes(device, CRAM_FAULT_RATIO, page))
 		encoded = (struct encoded){ .state = CRAM_PAGE_RAW, .length = PAGE_SIZE, .form = from };
@@ -250,7 +265,9 @@ static uint64_t poisoned_lines(struct device *device, uint64_t page)
 
 uint64_t device_load(struct op *op, uint64_t page, uint8_t *to)
 {
-	fault_delay(op->device, CRAM_FAULT_READ_DELAY, page);
+	fault_delay(op, CRAM_FAULT_READ_DELAY, page);
+	if (device_removed(op->device))
+		return ~0ull;
 	/* A page without data still has its cleared lines: they read as zeros. */
 	if (!load_data(op, page, to))
 		memset(to, 0, PAGE_SIZE);
@@ -261,7 +278,7 @@ bool device_poisoned(const struct op *op, uint64_t page)
 {
 	uint64_t entry = pagemap_entry(&op->device->map, page);
 
-	return entry_state(entry) == CRAM_PAGE_POISON || (entry & ENTRY_RECORDED);
+	return entry_state(entry) == CRAM_PAGE_POISON || (entry & ENTRY_RECORDED) || device_removed(op->device);
 }
 
 void device_drop(struct op *op, uint64_t page)
@@ -363,6 +380,11 @@ void device_page_info(struct op *op, uint64_t page, struct cram_page_info *info)
 	uint64_t entry = pagemap_entry(&device->map, page);
 
 	memset(info, 0, sizeof(*info));
+	if (device_removed(device)) {
+		info->state = CRAM_PAGE_POISON;
+		info->poisoned = ~0ull;
+		return;
+	}
 	info->state = entry_state(entry);
 	info->length = entry_length(entry);
 	info->sectors = media_sectors_for(&device->media, info->length);
@@ -401,8 +423,8 @@ static int by_dpa(const void *a, const void *b)
 	return (x->dpa > y->dpa) - (x->dpa < y->dpa);
 }
 
-/* The poisoned lines of a page that has a whole record, without its lock: some may have been cleared, which the page
- * map knows; one that is just becoming poison, or whole, has its record a moment longer or earlier. */
+/* The poisoned lines of a page without data, without its lock: some may have been cleared, which the page map knows; one that
+ * is just becoming poison, or whole, has its record a moment longer or earlier. */
 static uint64_t lines_without_data(const struct device *device, uint64_t page)
 {
 	uint64_t entry, word;
@@ -422,10 +444,12 @@ size_t device_poison_list(struct device *device, struct cram_poison_record *reco
 	for (uint32_t i = 0; i < device->poison->count; i++) {
 		const struct cram_poison_record *record = &device->poison->records[i];
 		uint64_t page = record->dpa >> PAGE_SHIFT;
-		uint64_t mask = 1;
+		uint64_t mask;
 
 		if (record->length == PAGE_SIZE)
 			mask = lines_without_data(device, page);
+		else
+			mask = lines_without_data(device, page) >> record->dpa % PAGE_SIZE / LINE_SIZE & 1;
 		found = list_runs(record->dpa, mask, record->source, records, found, n);
 	}
 	futex_unlock(&device->super->poison_lock);

@@ -209,7 +209,8 @@ static void prune_records(struct device *device)
 		bool whole = list->records[i].length == PAGE_SIZE;
 		uint64_t entry = page < device->map.pages ? pagemap_entry(&device->map, page) : 0;
 
-		if ((entry & ENTRY_RECORDED) && whole == (entry_state(entry) == CRAM_PAGE_POISON))
+		/* A power cycle leaves a page without data the records of its lines. */
+		if ((entry & ENTRY_RECORDED) && (!whole || entry_state(entry) == CRAM_PAGE_POISON))
 			i++;
 		else
 			list->records[i] = list->records[--list->count];
@@ -257,5 +258,78 @@ int recovery_run(struct device *device, uint32_t *dead)
 	device_evaluate_alerts(device);
 	if (dead != NULL)
 		*dead = (uint32_t)__builtin_popcountll(gone_clients);
+	return 0;
+}
+
+/* ---- reset ----------------------------------------------------------------------------------------------- */
+
+/* A page that held something holds poison now; who holds its lock, and that a frame is newer, stays. */
+static void lose_contents(struct device *device, uint64_t page, bool keep_list)
+{
+	uint64_t entry = pagemap_entry(&device->map, page);
+	uint64_t keep = entry & (ENTRY_LOCK | ENTRY_HOLDER | ENTRY_DIRTY);
+	uint64_t recorded = keep_list ? entry & ENTRY_RECORDED : 0;
+
+	/* What nobody has written holds nothing, but that a line of it may be poisoned. */
+	if (entry_state(entry) == CRAM_PAGE_EMPTY && !(entry & (ENTRY_DIRTY | ENTRY_BUSY))) {
+		atomic_store(&device->map.entries[page], keep | recorded);
+		count_page(device, page);
+		return;
+	}
+	if (entry_state(entry) != CRAM_PAGE_POISON)
+		atomic_fetch_add(&device->super->lost_pages, 1);
+	if (!recorded && poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, CRAM_POISON_LOST))
+		recorded = ENTRY_RECORDED;
+	atomic_store(&device->map.checks[page], UINT32_MAX);
+	atomic_store(&device->map.entries[page], entry_make(CRAM_PAGE_POISON, UINT32_MAX, 0) | keep | recorded);
+	count_page(device, page);
+}
+
+/* The registers as a new device has them; what was counted stays counted. Nobody is told by an interrupt. */
+static void reset_registers(struct device *device)
+{
+	const struct cram_params *params = device_params(device);
+
+	device_lock(device, &device->super->alert_lock);
+	alert_set(device->alert, device->media.sectors, params->sector, params->low_remaining, params->high_remaining,
+		  params->low_ratio, params->high_ratio);
+	atomic_store(&device->alert->latches, 0);
+	atomic_store(&device->alert->pressure, 0);
+	atomic_store(&device->alert->no_alloc, 0);
+	atomic_store(&device->super->told_at, 0);
+	futex_unlock(&device->super->alert_lock);
+}
+
+int recovery_reset(struct device *device, bool keep_list)
+{
+	const struct geometry *geometry = &device->super->geometry;
+	struct superblock *super = device->super;
+
+	gate_raise(device->clients);
+	if (!places_still(device->clients, STILL_TIMEOUT_NS)) {
+		gate_lower(device->clients);
+		return cram_fail(CRAM_ETIMEDOUT, "a stopped process is in the middle of a page of this device");
+	}
+	/* A death from here on leaves the gate up over half a reset; the rebuild that then comes finds pages with data whose
+	 * sectors nobody has taken since, and pages without. */
+	atomic_fetch_add(&device->clients->losses, 1);
+	atomic_store(&super->used, atomic_load(&super->lost));
+	clear_part(device, geometry->bitmap, geometry->map);
+	memset((void *)super->stripes, 0, sizeof(super->stripes));
+	atomic_store(&super->poison_overflow, 0);
+	/* Who lists poison is in no op. */
+	device_lock(device, &super->poison_lock);
+	if (!keep_list)
+		__atomic_store_n(&device->poison->count, 0, __ATOMIC_RELEASE);
+	for (uint64_t page = 0; page < device->map.pages; page++) {
+		if (page % (PAGE_SIZE / sizeof(uint64_t)) == 0)
+			page = device_next_used(device, page);
+		if (page < device->map.pages && pagemap_entry(&device->map, page) != 0)
+			lose_contents(device, page, keep_list);
+	}
+	futex_unlock(&super->poison_lock);
+	reset_registers(device);
+	gate_lower(device->clients);
+	device_evaluate_alerts(device);
 	return 0;
 }

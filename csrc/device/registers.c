@@ -58,6 +58,8 @@ void device_evaluate_alerts(struct device *device)
 {
 	bool raised;
 
+	if (device_removed(device))
+		return;
 	device_lock(device, &device->super->alert_lock);
 	raised = alert_evaluate(device->alert, read_levels, fault_of_interrupt, device);
 	futex_unlock(&device->super->alert_lock);
@@ -88,6 +90,9 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 	params.high_remaining = high_remaining;
 	params.low_ratio = low_ratio;
 	params.high_ratio = high_ratio;
+	code = device_check_removed(device);
+	if (code != 0)
+		return code;
 	code = layout_check_params(&params);
 	if (code != 0)
 		return code;
@@ -109,7 +114,10 @@ int device_read_registers(const struct op *op, struct cram_registers *r)
 	const struct alert *alert = device->alert;
 	uint32_t sector = device->media.sector_size;
 	struct stripe sum;
+	int code = device_check_removed(device);
 
+	if (code != 0)
+		return code;
 	sum_stripes(device, &sum);
 	memset(r, 0, sizeof(*r));
 	r->advertised = super->geometry.params.advertised;

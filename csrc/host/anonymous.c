@@ -268,6 +268,9 @@ bool pager_adopt(struct pager *pager, struct op *op, uint64_t page)
 		pageset_add(&pager->resident_set, page);
 		frame_set_referenced(pager, page, true);
 		frames_take(pager, 1);
+		/* As after a fault: who removes the device may have looked for frames before. */
+		if (pager_removed(pager))
+			pager_drop(pager, op, page, true);
 	}
 	pager_unlock(pager, op, page);
 	return true;

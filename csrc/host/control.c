@@ -50,9 +50,11 @@ int cram_set_pressure(cram_device *device, uint32_t pressure)
 	code = visit_begin(device, &visit);
 	if (code != 0)
 		return code;
-	atomic_store(&device->device.alert->pressure, pressure);
+	code = device_check_removed(&device->device);
+	if (code == 0)
+		atomic_store(&device->device.alert->pressure, pressure);
 	visit_end(&visit);
-	return 0;
+	return code;
 }
 
 int cram_set_no_alloc(cram_device *device, int on)
@@ -62,9 +64,11 @@ int cram_set_no_alloc(cram_device *device, int on)
 
 	if (code != 0)
 		return code;
-	atomic_store(&device->device.alert->no_alloc, on != 0);
+	code = device_check_removed(&device->device);
+	if (code == 0)
+		atomic_store(&device->device.alert->no_alloc, on != 0);
 	visit_end(&visit);
-	return 0;
+	return code;
 }
 
 int cram_set_thresholds(cram_device *device, uint64_t low_remaining, uint64_t high_remaining, uint32_t low_ratio,
@@ -133,6 +137,23 @@ int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_
 	if (code != 0)
 		return code;
 	code = device_set_fault(&device->device, fault, attr);
+	visit_end(&visit);
+	return code;
+}
+
+int cram_fault_strike(cram_device *device, uint32_t fault)
+{
+	struct visit visit;
+	int code;
+
+	if (fault >= CRAM_FAULTS)
+		return cram_fail(CRAM_EINVAL, "fault %u: there are %u", fault, (unsigned)CRAM_FAULTS);
+	code = visit_begin(device, &visit);
+	if (code != 0)
+		return code;
+	code = device_strike(&device->device, (enum cram_fault)fault);
+	if (code == 0)
+		code = device_await_followers(&device->device);
 	visit_end(&visit);
 	return code;
 }

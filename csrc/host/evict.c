@@ -284,6 +284,45 @@ unsigned pager_reclaim(struct pager *pager, struct op *op, uint64_t pages)
 	return batch->count == 0 ? 0 : evict_batch(pager, op, batch, &supply);
 }
 
+/* Drops the frames of locked pages without a look at them, and unlocks the pages. */
+static void lose_batch(struct pager *pager, struct op *op, const struct batch *batch)
+{
+	for (unsigned i = 0; i < batch->count; i++) {
+		uint64_t page = batch->page[i];
+
+		if (!frame_dirty(pager, page))
+			continue;
+		/* The media first: a death before the frame's turn leaves DIRTY, and so poison. */
+		device_lose(op, pager_dpa(pager, page));
+		frame_cleaned(pager, op, page);
+	}
+	frames_drop(pager, op, batch->page, batch->count);
+	frames_unlock(pager, op, batch);
+}
+
+void pager_lose(struct pager *pager, struct op *op)
+{
+	struct batch *batch = &work_of(op)->chosen;
+	uint64_t page = 0;
+
+	while (page != PAGESET_END) {
+		batch->count = 0;
+		while (batch->count < BATCH_MAX && (page = pageset_next(&pager->resident_set, page)) != PAGESET_END) {
+			/* As a flush does: it waits for the first page only. */
+			if (!pager_lock_known(pager, op, page, batch->count == 0)) {
+				if (batch->count > 0)
+					break;
+			} else if (pager_resident(pager, page)) {
+				batch->page[batch->count++] = page;
+			} else {
+				pager_unlock(pager, op, page);
+			}
+			page++;
+		}
+		lose_batch(pager, op, batch);
+	}
+}
+
 void pager_evict_all(struct pager *pager, struct op *op)
 {
 	pager_evict(pager, op, 0, pager->pages);

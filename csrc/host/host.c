@@ -72,7 +72,32 @@ static int write_back_maps(void *owner, uint64_t now)
 	return next <= now ? 0 : (int)((next - now) / 1000000) + 1;
 }
 
-static const struct service_ops service_ops = { .request = serve_request, .write_back = write_back_maps };
+/* Managed memory has frames of the host's own, which stay. */
+static void follow_losses(void *owner)
+{
+	struct cram_device *device = owner;
+	struct client *self = device->device.self;
+	struct visit visit;
+	uint32_t losses;
+
+	if (visit_begin_op(device, &visit) != 0)
+		return;
+	/* Before looking: what is lost meanwhile is followed the next time. */
+	losses = atomic_load(&device->device.clients->losses);
+	for (unsigned i = 0; i < CLAIMS_MAX; i++)
+		if (device->maps[i] != NULL && device->maps[i]->pager.managed == NULL)
+			pager_lose(&device->maps[i]->pager, visit.op);
+	/* In the visit: a fork copies the frames together with how far they have followed. */
+	atomic_store(&self->followed, losses);
+	futex_wake_all(&self->followed);
+	visit_end(&visit);
+}
+
+static const struct service_ops service_ops = {
+	.request = serve_request,
+	.follow = follow_losses,
+	.write_back = write_back_maps,
+};
 
 /* ---- lifetime -------------------------------------------------------------------------------------------- */
 

@@ -237,7 +237,7 @@ int map_create(cram_device *device, const struct cram_map_params *params, void *
 		free_map(map);
 		return code;
 	}
-	code = claim_pages(map, params->anonymous);
+	code = pager_removed(&map->pager) ? device_check_removed(map->pager.device) : claim_pages(map, params->anonymous);
 	if (code == 0) {
 		code = set_up(map, memory, params);
 		if (code != 0)

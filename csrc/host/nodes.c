@@ -83,6 +83,9 @@ static enum cram_refusal check(const struct node *node)
 	uint64_t stored = atomic_load_explicit(&node->stored, memory_order_relaxed);
 	bool live = node->params.live_registers;
 
+	/* A link that goes down is no register: the host hears of it at once. */
+	if (device_removed(node->device))
+		return CRAM_REFUSED_GONE;
 	if (live && atomic_load_explicit(&registers->pressure, memory_order_relaxed) > pressure)
 		pressure = atomic_load_explicit(&registers->pressure, memory_order_relaxed);
 	if (atomic_load_explicit(&node->view->no_alloc, memory_order_relaxed) ||
@@ -226,8 +229,10 @@ uint64_t node_flush_trims(struct node *node, struct op *home)
 int node_open(struct node *node, struct cram_device *handle, const struct cram_node_params *params, struct node_view *view)
 {
 	struct dpa_table table;
-	int code = device_open_table(&handle->device, &table);
+	int code = device_check_removed(&handle->device);
 
+	if (code == 0)
+		code = device_open_table(&handle->device, &table);
 	if (code != 0)
 		return code;
 	memset(node, 0, sizeof(*node));

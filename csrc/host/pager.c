@@ -238,6 +238,23 @@ static void promote(struct pager *pager, struct op *op, uint64_t page, unsigned 
 			zswap_invalidate(pager->managed, op, page + i, true);
 }
 
+/* The race: the device is removed, and its frames dropped, between our load and our install. Who removes it says so before any
+ * frame is looked for; ours are in the set before we look here: one of us sees the other. (A reset waits for us.) */
+static void follow_removal(struct pager *pager, struct op *op, uint64_t page, unsigned n)
+{
+	for (unsigned i = 0; i < n && pager_removed(pager); i++)
+		if (pager_resident(pager, page + i))
+			pager_drop(pager, op, page + i, true);
+}
+
+/* The page is poison. Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
+static enum fault_result meet_poison(struct pager *pager, uint64_t page)
+{
+	if (pager->wake)
+		uffd_poison(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
+	return FAULT_POISON;
+}
+
 enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page, bool write)
 {
 	struct lane *lane = lane_of(pager, op);
@@ -255,7 +272,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 	if (!pager_lock(pager, op, page)) {
 		frames_drop_spares(pager, op, 0, supply.spare);
 		frames_give_back(pager, supply.frames);
-		return FAULT_FAILED;
+		return pager_removed(pager) ? meet_poison(pager, page) : FAULT_FAILED;
 	}
 	stream->next = page + 1;
 	/* About to be closed, or just opened: the access finds out. */
@@ -265,10 +282,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 		fault_resident(pager, op, page, write, stream);
 	} else if (pager_poisoned(pager, op, page) ||
 		   (n = gather(pager, op, page, supply.frames, frames)) == 0) {
-		result = FAULT_POISON;
-		/* Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
-		if (pager->wake)
-			uffd_poison(pager->uffd, pager_frame(pager, page), PAGE_SIZE);
+		result = meet_poison(pager, page);
 	} else {
 		/* Counted before the program goes on, so that it finds its own faults counted. */
 		count_fault(pager, write ? &lane->write_faults : &lane->read_faults);
@@ -279,6 +293,7 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 			result = FAULT_FAILED;
 		else if (pager->managed != NULL)
 			promote(pager, op, page, n);
+		follow_removal(pager, op, page, n);
 	}
 	for (unsigned i = 1; i < n; i++)
 		pager_unlock(pager, op, page + i);

@@ -114,6 +114,13 @@ void pager_flush(struct pager *pager, struct op *op, uint64_t first, uint64_t co
 /* One period of the write-back, ms after the last one: pages that are due, as many as the faults that it causes (pages
  * written to again) allow. */
 void pager_write_back_due(struct pager *pager, struct op *op, uint64_t ms);
+/* The device has lost its contents, and the frames, which are its own, go with them, pinned ones too: what was dirty is poison. */
+void pager_lose(struct pager *pager, struct op *op);
+/* Is the device gone, whose pages these are? */
+static inline bool pager_removed(const struct pager *pager)
+{
+	return pager->managed == NULL && device_removed(pager->device);
+}
 /* Writes everything back and drops every frame; for the end, when nothing can fault any more. */
 void pager_evict_all(struct pager *pager, struct op *op);
 

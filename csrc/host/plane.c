@@ -248,6 +248,11 @@ static int command(struct cram_device *device, enum request_kind kind, uint64_t 
 		code = visit_begin(device, &visit);
 		if (code != 0)
 			return code;
+		code = device_check_removed(&device->device);
+		if (code != 0) {
+			visit_end(&visit);
+			return code;
+		}
 		code = device_request(&device->device, kind, dpa);
 		if (code == CRAM_ENOENT) {
 			visit.op = device_enter(&device->device);

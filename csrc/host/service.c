@@ -69,6 +69,9 @@ static void *serve(void *argument)
 		int wait_ms;
 
 		service->last_event = raise_new(service, service->last_event, &wait_ns);
+		/* Before anything is written back that is lost. */
+		if (!client_followed(device->clients, device->self))
+			service->ops->follow(service->owner);
 		if (device_take_request(device, &request))
 			device_answer(device, request.number,
 				      service->ops->request(service->owner, request.kind, request.dpa));

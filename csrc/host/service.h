@@ -19,6 +19,8 @@
 struct service_ops {
 	/* Carries out a request; its answer. */
 	int (*request)(void *owner, enum request_kind kind, uint64_t dpa);
+	/* Has the frames follow what the device has lost, and says so (client_followed()). */
+	void (*follow)(void *owner);
 	/* Writes back what is due. Returns the milliseconds until the next time, or -1 when nothing is dirty. */
 	int (*write_back)(void *owner, uint64_t now_ns);
 };

@@ -70,8 +70,9 @@ static void die(siginfo_t *info)
 	atomic_store(&dying, true);
 	__sigaction(SIGBUS, &action, NULL);
 	/* Queued while the handler has it blocked, delivered as the handler returns. A thread may send itself any
-	 * siginfo (kernel/signal.c, do_rt_tgsigqueueinfo()). */
-	syscall(SYS_rt_tgsigqueueinfo, getpid(), thread_id(), SIGBUS, info);
+	 * siginfo (kernel/signal.c, do_rt_tgsigqueueinfo()). All six arguments: what a register that is not used holds by
+	 * chance may look like an address to a program's seccomp filter, and the trap would kill by SIGSYS, blocked here. */
+	syscall(SYS_rt_tgsigqueueinfo, getpid(), thread_id(), SIGBUS, info, 0, 0);
 }
 
 /* Calls a handler of the program's as the kernel would have, but with SIGBUS open: it may touch other pages of ours. */

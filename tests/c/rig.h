@@ -243,10 +243,11 @@ static inline const char *audit_page(struct audit *audit, uint64_t page)
 		return "a page has no state";
 	if (!audit_chain(audit, page, entry))
 		return "a chain is broken";
-	if (whole != (recorded && state == CRAM_PAGE_POISON))
+	if (whole > 1 || (whole == 1 && state != CRAM_PAGE_POISON))
 		return "a poisoned page and its record disagree";
-	if ((lines > 0) != (recorded && state != CRAM_PAGE_POISON))
-		return "a page's flag and its line records disagree";
+	/* A page without data that a power cycle has made so keeps the records of its lines. */
+	if ((whole == 0 && lines == 0) == recorded || (whole == 1 && lines > 0))
+		return "a page's flag and its records disagree";
 	if (state != CRAM_PAGE_EMPTY)
 		audit->pages[state]++;
 	audit->payload += entry_length(entry);

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import PAGE, noise
 
-from cram_emu import Device
+from cram_emu import Device, PoisonError
 from cram_emu.cli import main
 from cram_emu.faults import NAMES, Attributes
 
@@ -77,15 +77,31 @@ class TestFault:
         device.write(PAGE, noise(1))
         assert device.stats.dropped_writes == 1
 
+    @pytest.mark.parametrize("name", ["removal", "reset", "power_cycle"])
+    def test_now(self, fault, device, name):
+        """What befalls the device as a whole does so when it is told to."""
+        device.write(0, noise(0))
+        code, out, _ = fault(name, "now", "--json")
+        assert code == 0 and json.loads(out)[name]["struck"] == 1
+        with pytest.raises(PoisonError):
+            device.read(0, PAGE)
+
+    def test_space(self, fault, device):
+        """A size as sizes are written elsewhere."""
+        assert fault("removal", "space=64M", "times=1")[0] == 0
+        assert device.faults["removal"].attributes == Attributes(space=64 << 20, times=1)
+
     @pytest.mark.parametrize(
         "words, told",
         [
+            (("store", "now"), "store: strikes by its attributes only"),
+            (("store", "space=M"), "space 'M': not a number"),
             (("lost",), "no fault 'lost'; there are store, "),
             (("store", "x=1"), "no attribute 'x'; there are probability, "),
-            (("store", "times"), "'times': neither ATTRIBUTE=VALUE nor off"),
+            (("store", "times"), "'times': not ATTRIBUTE=VALUE, off or now"),
             (("store", "probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
             (("store", "value=7"), "store: value 7: over 0"),
-            (("store", "off", "times=1"), "'off': neither ATTRIBUTE=VALUE nor off"),
+            (("store", "off", "times=1"), "'off': not ATTRIBUTE=VALUE, off or now"),
         ],
     )
     def test_refused(self, fault, device, words, told):

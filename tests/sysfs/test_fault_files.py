@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from samples import PAGE, noise
 from support import wait_until
 
-from cram_emu.errors import CramError
+from cram_emu import PoisonError
+from cram_emu.errors import CramError, DeviceGone
 from cram_emu.faults import ATTRIBUTES, NAMES
 from cram_emu.sysfs.fuse import errno_of
 from cram_emu.sysfs.machine import Machine
@@ -92,3 +93,32 @@ def test_story(machine: Machine):
     assert lines[0].startswith("cram_fault: memdev=mem0 host=0000:36:00.0 serial=")
     assert lines[0].endswith(" dpa=0x5000") and " fault=store " in lines[0]
     assert lines[1].startswith("cxl_general_media: ") and " dpa=5000 " in lines[1]
+
+
+@pytest.mark.parametrize("command", ["remove", "reset", "power_cycle"])
+def test_device_commands(machine: Machine, command: str):
+    """Written "1", it is in effect before write(2) returns; anything else is refused, and nothing has happened."""
+    device = machine.members()[0].device
+    device.write(0, noise(1))
+    for text in ("0", "", "yes", "11"):
+        assert store(machine, f"{MEM0}/{command}", text) == errno.EINVAL
+    assert device.read(0, PAGE) == noise(1)
+    assert store(machine, f"{MEM0}/{command}", "1") == 0
+    with pytest.raises(PoisonError):
+        device.read(0, PAGE)
+
+
+def test_removed(machine: Machine):
+    """Registers answer ENODEV; what was fixed at the start, the faults and the trace are there, and the slot can be emptied."""
+    assert store(machine, f"{MEM0}/remove", "1") == 0
+    for name in ("used", "lthresh", "ratio", "no_alloc", "pressure", "interrupts/lthresh"):
+        with pytest.raises(DeviceGone):
+            show(machine, f"{MEM0}/{name}")
+    for name, text in (("remove", "1"), ("pressure", "5"), ("lthresh", "1M")):
+        assert store(machine, f"{MEM0}/{name}", text) == errno.ENODEV
+    assert store(machine, f"{DEBUG}/cxl/mem0/inject_poison", "0x0") == errno.ENODEV
+    assert show(machine, f"{MEM0}/real") == "1048576\n"
+    assert show(machine, f"{MEM0}/fail_cram_removal/struck") == "1\n"
+    wait_until(lambda: "fault=removal" in show(machine, TRACE), "the removal is told")
+    assert store(machine, f"{DEBUG}/cram_device/remove", "mem0") == 0
+    assert machine.members() == []
