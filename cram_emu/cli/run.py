@@ -171,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
     with _device(args) as (device, path), _faults(device, args) as strikes, _manager(device, args) as manager, Book() as book:
         environment = launch.environment(path, settings, manager, book, args.poison_at)
         begin = _Begin(args.fault_after, [strikes.arm, book.set_due])
+        start = time.monotonic()
         try:
             report = _watch(program, environment, device, args, settings, manager, begin)
         except launch.CannotStart as error:
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             report,
             injected=strikes.count(),
             again=_again(args),
-            met_poison=_with_places(report, book),
+            met_poison=_with_places(report, book, start),
             poison_at=None if args.poison_at is None else book.struck(args.poison_at),
         )
         print(*_table(report), sep="\n", file=sys.stderr)
@@ -414,12 +415,16 @@ def _end_by(number: int) -> None:
 # ---- the report -------------------------------------------------------------------------------
 
 
-def _with_places(report: Report, book: Book) -> list[PoisonMet]:
-    """Who met poison, and where."""
-    places = book.met()
-    return [
-        dataclasses.replace(met, places=[place for place in places if place.pid == met.pid]) for met in report.met_poison
-    ]
+def _with_places(report: Report, book: Book, start: float) -> list[PoisonMet]:
+    """Who met poison, and where. Who was not there when a sample was taken is known by the book alone."""
+    met = {found.pid: found for found in report.met_poison}
+    for meeting in book.met():
+        pid = meeting.place.pid
+        if pid not in met:
+            met[pid] = PoisonMet(pid, meeting.name, 0, meeting.time - start)
+        found = dataclasses.replace(met[pid], places=[*met[pid].places, meeting.place])
+        met[pid] = dataclasses.replace(found, times=max(found.times, len(found.places)))
+    return list(met.values())
 
 
 def _write(report: Report, args: argparse.Namespace, device: Device) -> None:

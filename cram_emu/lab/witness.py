@@ -57,6 +57,15 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Meeting:
+    """An access that met poison."""
+
+    place: Place
+    time: float  #: CLOCK_MONOTONIC
+    name: str  #: of the program
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Struck:
     """What became of a target."""
 
@@ -120,9 +129,9 @@ class Book:
         """From now on the target may be struck."""
         struct.pack_into("I", self._memory, 0, 1)
 
-    def met(self) -> list[Place]:
+    def met(self) -> list[Meeting]:
         """Where processes met poison: of each the first few times."""
-        return [_place(words) for words in self._lines("met")]
+        return [Meeting(_place(words), float(words[5]), words[6]) for words in self._lines("met")]
 
     def struck(self, target: PoisonAt) -> Struck:
         for words in self._lines("struck"):

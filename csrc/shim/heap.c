@@ -100,7 +100,7 @@ static void *allocate_told(size_t size, size_t alignment, bool zeros, bool chose
 	memory = zeros ? mi_zalloc_aligned(size, alignment) : mi_malloc_aligned(size, alignment);
 	if (memory == NULL)
 		return NULL;
-	witness_allocated(memory, mi_usable_size(memory), caller);
+	witness_allocated(memory, size, caller);
 	target_allocated(memory, chosen);
 	return memory;
 }
@@ -115,7 +115,7 @@ static void *allocate_special(size_t size, bool zeros, const void *caller)
 static void release_told(void *memory)
 {
 	target_freed(memory);
-	witness_allocated(memory, mi_usable_size(memory), NULL);
+	witness_freed(memory, mi_usable_size(memory));
 	mi_free(memory);
 }
 
@@ -134,13 +134,13 @@ static void *reallocate_told(void *memory, size_t size, const void *caller)
 		release_told(memory);
 		return result;
 	}
-	witness_allocated(memory, before, NULL);
+	witness_freed(memory, before);
 	result = mi_realloc(memory, size);
 	if (result == NULL) {
 		witness_allocated(memory, before, caller);
 		return NULL;
 	}
-	witness_allocated(result, mi_usable_size(result), caller);
+	witness_allocated(result, size, caller);
 	target_allocated(result, false);
 	return result;
 }

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -46,11 +47,14 @@ void witness_write(const char *format, ...)
 void witness_met(const void *address)
 {
 	char text[BOOK_LINE];
+	struct timespec now;
 
 	if (book == NULL || !in_region(address) || atomic_fetch_add(&meetings, 1) >= MEETINGS_MAX)
 		return;
+	clock_gettime(CLOCK_MONOTONIC, &now);
 	witness_describe(address, text, sizeof(text));
-	witness_write("met\t%d\t%p\t%s", getpid(), address, text);
+	witness_write("met\t%d\t%p\t%s\t%lld.%09ld\t%.15s", getpid(), address, text, (long long)now.tv_sec, now.tv_nsec,
+		      program_invocation_short_name);
 }
 
 void witness_forked(void)
@@ -155,7 +159,8 @@ bool witness_mapping(uint32_t number, const void **start, size_t *length)
 /* mimalloc's blocks begin at multiples of it. */
 #define GRANULE 16u
 #define GRANULES (SHIM_PAGE / GRANULE)
-/* Blocks from this size on are told by their pages, which nothing else shares with them but at their ends. */
+/* Blocks of this size or more are told by their pages, which nothing else shares with them but at their ends. mimalloc gives
+ * no smaller one twice the room. */
 #define LARGE (64u << 10)
 
 /* Who has allocated what lies there, of which a page is all one large block's, or has several; 0: nobody. */
@@ -168,20 +173,34 @@ bool witness_allocations(void)
 	return by_granule != NULL && by_page != NULL;
 }
 
+static void tell_range(_Atomic uint64_t *table, uint64_t first, uint64_t last, uint64_t caller)
+{
+	for (uint64_t i = first; i <= last; i++)
+		atomic_store_explicit(&table[i], caller, memory_order_relaxed);
+}
+
 void witness_allocated(const void *memory, size_t size, const void *caller)
 {
 	uint64_t start = number_of(memory) - REGION_BASE, end = start + size;
 
 	if (by_page == NULL || !in_region(memory) || end > shim.end || size == 0)
 		return;
-	for (uint64_t page = start / SHIM_PAGE; page <= (end - 1) / SHIM_PAGE; page++) {
-		uint64_t value = size >= LARGE ? number_of(caller) : 0;
+	if (size >= LARGE)
+		tell_range(by_page, start / SHIM_PAGE, (end - 1) / SHIM_PAGE, number_of(caller));
+	else
+		tell_range(by_granule, start / GRANULE, (end - 1) / GRANULE, number_of(caller));
+}
 
-		if (atomic_load_explicit(&by_page[page], memory_order_relaxed) != value)
-			atomic_store_explicit(&by_page[page], value, memory_order_relaxed);
-	}
-	for (uint64_t i = start / GRANULE; size < LARGE && i <= (end - 1) / GRANULE; i++)
-		atomic_store_explicit(&by_granule[i], number_of(caller), memory_order_relaxed);
+void witness_freed(const void *memory, size_t room)
+{
+	uint64_t start = number_of(memory) - REGION_BASE, end = start + room;
+
+	if (by_page == NULL || !in_region(memory) || end > shim.end || room == 0)
+		return;
+	if (room >= LARGE)
+		tell_range(by_page, start / SHIM_PAGE, (end - 1) / SHIM_PAGE, 0);
+	if (room < 2 * LARGE)
+		tell_range(by_granule, start / GRANULE, (end - 1) / GRANULE, 0);
 }
 
 static uint64_t allocated_by(uint64_t offset)

@@ -48,8 +48,9 @@ bool witness_mapping(uint32_t number, const void **start, size_t *length);
 
 /* From now on allocations may be told; false: no memory. */
 bool witness_allocations(void);
-/* A block of so many bytes has been allocated, or, with NULL, is about to be freed. */
+/* A block of so many bytes has been allocated; is about to be freed, with all the room that it has. */
 void witness_allocated(const void *memory, size_t size, const void *caller);
+void witness_freed(const void *memory, size_t room);
 /* Does the page at that address have anything of the heap that was told of? Then *memory is the first of it. */
 bool witness_in_use(const void *page, const void **memory);
 

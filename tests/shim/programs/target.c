@@ -2,15 +2,16 @@
  *
  * Structures that poison may be put under, and a handler that counts:
  *
- *   target HOW [keep]
+ *   target HOW [keep|fork]
  *
  * HOW is what reads them: "handled" with a handler of SIGBUS that gives up the structure that was hit, "bare" without one.
- * keep: the structures are made first; then a line is read from standard input, until there is none.
+ * keep: the structures are made first; then standard input is read to its end. fork: by a child, which makes one more mapping.
  * Prints the name of each structure, and how many accesses of it met poison.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 #include "program.h"
 
@@ -101,27 +102,40 @@ static unsigned walk(void)
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
-	char *table, *mapping[3];
-	unsigned found[3] = { 0 };
+	char *table, *mapping[4];
+	unsigned found[4] = { 0 };
+	int mappings = 3, status;
 
 	CHECK(argc > 1);
 	if (strcmp(argv[1], "handled") == 0)
 		CHECK(sigaction(SIGBUS, &action, NULL) == 0);
 	table = make_table();
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < mappings; i++)
 		mapping[i] = make_mapping();
+	if (argc > 2 && strcmp(argv[2], "fork") == 0) {
+		pid_t pid = fork();
+
+		CHECK(pid >= 0);
+		if (pid > 0) {
+			CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+			return WEXITSTATUS(status);
+		}
+		mapping[mappings++] = make_mapping();
+	}
 	if (argc > 2) {
 		memset(table, 1, TABLE);
-		for (int i = 0; i < 3; i++)
+		for (int i = 0; i < mappings; i++)
 			memset(mapping[i], 1, TABLE);
 		CHECK(write(STDOUT_FILENO, "made\n", 5) == 5);
 		while (getchar() != EOF)
 			;
 	}
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < mappings; i++)
 		found[i] = touch(mapping[i], TABLE);
-	printf("table %u\n", touch(table, TABLE));
-	printf("mappings %u %u %u\n", found[0], found[1], found[2]);
+	printf("table %u\nmappings", touch(table, TABLE));
+	for (int i = 0; i < mappings; i++)
+		printf(" %u", found[i]);
+	printf("\n");
 	printf("nodes %u\n", walk());
 	return 0;
 }
