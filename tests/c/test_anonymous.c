@@ -45,7 +45,7 @@ static void open_world(struct world *world, uint64_t advertised, uint64_t length
 	cram_params_default(&params);
 	params.low_remaining = params.high_remaining = 0;
 	CHECK_EQ(cram_create(NULL, &params, &world->device), 0);
-	CHECK_EQ(map_create(world->device, &map, memory_reserve(NULL, length), &world->map), 0);
+	CHECK_EQ(map_create(world->device, &map, memory_reserve(NULL, length), NULL, 0, &world->map), 0);
 	CHECK_EQ(space_protect(world->map, 0, length, PROT_READ | PROT_WRITE), 0);
 	world->memory = cram_map_address(world->map);
 }
@@ -181,7 +181,7 @@ static void early_pages_are_adopted(void)
 		fill(&world, page, 9);
 	cram_params_default(&params);
 	CHECK_EQ(cram_create(NULL, &params, &world.device), 0);
-	CHECK_EQ(map_create(world.device, &map, world.memory, &world.map), 0);
+	CHECK_EQ(map_create(world.device, &map, world.memory, NULL, 0, &world.map), 0);
 	CHECK_EQ(space_adopt(world.map, 0, 2 * MIB), 0);
 	CHECK_EQ(space_protect(world.map, 2 * MIB, 6 * MIB, PROT_READ | PROT_WRITE), 0);
 	fill_all(&world, 600, 1000, 1);
