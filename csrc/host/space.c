@@ -122,7 +122,8 @@ int space_poison(cram_map *map, uint64_t offset, uint64_t *dpa)
 		return code;
 	if (pager_lock(&map->pager, visit.op, page)) {
 		code = poison_page(&map->pager, visit.op, page, (unsigned)(byte / LINE_SIZE));
-		*dpa = (pager_dpa(&map->pager, page) << PAGE_SHIFT) + byte;
+		if (code == 0)
+			*dpa = (pager_dpa(&map->pager, page) << PAGE_SHIFT) + byte;
 		pager_unlock(&map->pager, visit.op, page);
 	} else {
 		code = cram_fail(CRAM_ENOSPC, "the device has no pages left");
