@@ -18,6 +18,8 @@ _LINE = 256
 _LINES = 1023
 _HEAD = struct.Struct("5I")
 _SIZE = _LINE * (1 + _LINES)
+#: The words of a line, by its first one.
+_WORDS = {"met": 7, "struck": 6, "failed": 6}
 
 _NAME_MAX = 199
 _U64_MAX = 2**64 - 1
@@ -146,7 +148,8 @@ class Book:
             self._memory[_LINE * i : _LINE * (i + 1)].split(b"\0", 1)[0].decode(errors="replace")
             for i in range(1, 1 + min(lines, _LINES))
         )
-        return [words for text in texts if (words := text.split("\t"))[0] == kind]
+        # Who is killed may leave half a line.
+        return [words for text in texts if (words := text.split("\t"))[0] == kind and len(words) == _WORDS[kind]]
 
     def _why(self, target: PoisonAt) -> str:
         due, _, found, reached, _ = _HEAD.unpack_from(self._memory)

@@ -235,6 +235,7 @@ static const char *name_of_file(const char *path)
 	return slash != NULL ? slash + 1 : path;
 }
 
+/* Names are cut so that a line of the book has all its words. */
 static void describe_caller(uint64_t caller, char *text, size_t size)
 {
 	Dl_info info;
@@ -244,10 +245,10 @@ static void describe_caller(uint64_t caller, char *text, size_t size)
 	if (caller == 0 || dladdr((void *)(caller - 1), &info) == 0)
 		return;
 	if (info.dli_sname != NULL)
-		snprintf(text, size, "%.100s+0x%llx (%.60s)", info.dli_sname,
+		snprintf(text, size, "%.80s+0x%llx (%.40s)", info.dli_sname,
 			 (unsigned long long)(caller - number_of(info.dli_saddr)), name_of_file(info.dli_fname));
 	else
-		snprintf(text, size, "%.60s+0x%llx", name_of_file(info.dli_fname),
+		snprintf(text, size, "%.40s+0x%llx", name_of_file(info.dli_fname),
 			 (unsigned long long)(caller - number_of(info.dli_fbase)));
 }
 

@@ -63,12 +63,13 @@ class TestBook:
             assert Path(book.path).stat().st_size == 256 * 1024
 
     def test_lines(self) -> None:
-        """What is written in the shim's form is read, and more lines than there is room for do no harm."""
+        """What is written in the shim's form is read, and neither half a line nor more lines than there is room for do any harm."""
         with Book() as book:
             with open(book.path, "r+b", buffering=0) as file:
                 file.seek(256)
                 file.write(b"met\t7\t0x2000\theap\tmake+0x5 (a)\t1.500000000\tname\0".ljust(256, b"\0"))
-                file.write(b"struck\t7\t0x2000\theap\t\t0x3000\0")
+                file.write(b"struck\t7\t0x2000\theap\t\t0x3000\0".ljust(256, b"\0"))
+                file.write(b"met\t8\t0x20\0")
                 file.seek(16)
                 file.write(struct.pack("I", 5000))
             (met,) = book.met()

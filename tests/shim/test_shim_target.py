@@ -97,6 +97,21 @@ class TestHandled:
         done = run(target, "handled", options=("--poison-at", "mmap:2+8192", "--window", "256K"))
         assert (done.returncode, done.stdout) == (0, EXPECTED["mmap:2+8192"][0]), done.stderr
 
+    def test_long_name(self, tmp_path, reported) -> None:
+        """A function of a very long name is found by all of it, and told as far as there is room."""
+        name = "make_" + "x" * 194
+        source = tmp_path / "a.c"
+        source.write_text(
+            f"#include <stdlib.h>\n__attribute__((noinline)) char *{name}(void) {{ char *a = malloc(9); __asm__ volatile(\"\");"
+            f" return a; }}\nint main(void) {{ volatile char *a = {name}(); a[0] = 1; return a[0]; }}\n"
+        )
+        program = tmp_path / ("p" * 60)
+        subprocess.run(["gcc", "-O1", "-fno-builtin", "-rdynamic", "-o", program, source], check=True)
+        done, report = reported(str(program), options=("--poison-at", f"caller:{name}#1"))
+        assert done.returncode == -signal.SIGBUS, done.stderr
+        assert report["met_poison"][0]["places"][0]["call"].startswith(f"{name[:80]}+0x")
+        assert report["met_poison"][0]["name"] == "p" * 15
+
     def test_new(self, tmp_path, reported) -> None:
         """C++'s new is an allocation of its caller's."""
         if shutil.which("g++") is None:
