@@ -97,6 +97,22 @@ class TestHandled:
         done = run(target, "handled", options=("--poison-at", "mmap:2+8192", "--window", "256K"))
         assert (done.returncode, done.stdout) == (0, EXPECTED["mmap:2+8192"][0]), done.stderr
 
+    def test_used_again(self, tmp_path, reported) -> None:
+        """A mapping where another one was is itself, also when it has moved."""
+        source, program = tmp_path / "a.c", str(tmp_path / "a")
+        source.write_text(
+            "#define _GNU_SOURCE\n#include <sys/mman.h>\nstatic char *make(void) { return mmap(0, 1 << 20, 3,"
+            " MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }\nint main(int argc, char **argv) { char *a = make(), *b, *c; (void)argv;"
+            " munmap(a, 1 << 20); b = make(); c = make(); if (a != b) return 9;"
+            " if (argc > 1) b = mremap(b, 1 << 20, 1 << 21, MREMAP_MAYMOVE); c[0] = 1; b[8192] = 1; return argc > 1 && a == b; }\n"
+        )
+        subprocess.run(["gcc", "-O1", "-o", program, source], check=True)
+        assert run(program).returncode == run(program, "move").returncode == 0
+        for words in ((program,), (program, "move")):
+            done, report = reported(*words, options=("--poison-at", "mmap:2+8192"))
+            assert done.returncode == -signal.SIGBUS, done.stderr
+            assert report["met_poison"][0]["places"][0]["where"] == "mmap #2 + 8192"
+
     def test_long_name(self, tmp_path, reported) -> None:
         """A function of a very long name is found by all of it, and told as far as there is room."""
         name = "make_" + "x" * 194
