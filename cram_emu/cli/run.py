@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cram_emu import Device, faults, format_size
 from cram_emu.cli import USAGE, tell
@@ -22,10 +22,13 @@ from cram_emu.cli.console import add_capacities, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
-from cram_emu.lab.watch import Report, Watch, is_child_of, summarise
+from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, summarise
+from cram_emu.lab.witness import After, Book, Place, Struck, parse_after, parse_poison_at
 
 if TYPE_CHECKING:
     from cram_emu.host import Zswap
+
+T = TypeVar("T")
 
 DESCRIPTION = """\
 Runs an unmodified, dynamically linked program whose heap and large anonymous mappings live on a
@@ -51,6 +54,8 @@ _LEFT_TO_THE_PROGRAM = (signal.SIGINT, signal.SIGQUIT)
 _ADVERTISED, _REAL = 8 << 30, 1 << 30
 _LITTLE = 32 << 20  # what any interpreter has beside its heap
 _FRAMES = 256 << 20
+#: Of those where a process met poison, the table has the first ones, the report all that are known.
+_PLACES = 3
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -102,10 +107,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fault",
         action="append",
         default=[],
-        type=_fault,
+        type=_parsed(faults.parse),
         metavar="NAME[:ATTR=VALUE,...]",
         help="have this strike meanwhile, see `cram-emu fault`; poison:probability=0.01 for one store of ten"
         " thousand; may be repeated",
+    )
+    parser.add_argument(
+        "--poison-at",
+        type=_parsed(parse_poison_at),
+        metavar="TARGET",
+        help="poison, once: heap:N%%, the page at N percent of what is allocated; mmap:N+OFFSET, the N-th mapping that the"
+        " program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a function of the program or a library,"
+        " by its dynamic symbol (-rdynamic); --mode direct",
+    )
+    parser.add_argument(
+        "--fault-after",
+        type=_parsed(parse_after),
+        metavar="5s|10000-faults",
+        help="--poison-at and --fault only from then on, of the run's start or of its page faults (at once)",
     )
     parser.add_argument(
         "--seed",
@@ -120,11 +139,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="for the program")
 
 
-def _fault(text: str) -> tuple[str, dict[str, float | int]]:
-    try:
-        return faults.parse(text)
-    except InvalidArgument as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of ours as argparse wants it."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except InvalidArgument as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,13 +164,21 @@ def run(args: argparse.Namespace) -> int:
         return tell(str(error), error.code)
     except InvalidArgument as error:
         return tell(str(error), USAGE)
-    with _device(args) as (device, path), _faults(device, args) as injected, _manager(device, args) as manager:
-        environment = launch.environment(path, settings, manager)
+    with _device(args) as (device, path), _faults(device, args) as strikes, _manager(device, args) as manager, Book() as book:
+        environment = launch.environment(path, settings, manager, book, args.poison_at)
+        begin = _Begin(args.fault_after, [strikes.arm, book.set_due])
+        start = time.monotonic()
         try:
-            report = _watch(program, environment, device, args, settings, manager)
+            report = _watch(program, environment, device, args, settings, manager, begin)
         except launch.CannotStart as error:
             return tell(str(error), error.code)
-        report = dataclasses.replace(report, injected=injected(), again=_again(args))
+        report = dataclasses.replace(
+            report,
+            injected=strikes.count(),
+            again=_again(args),
+            met_poison=_with_places(report, book, start),
+            poison_at=None if args.poison_at is None else book.struck(args.poison_at),
+        )
         print(*_table(report), sep="\n", file=sys.stderr)
         _write(report, args, device)
     if report.signal is not None:
@@ -167,6 +199,12 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
     settings.check("window" if args.mode == "direct" else "dram")
     if args.seed is not None and args.delivery != "inline":
         raise InvalidArgument(f"--seed with --delivery {args.delivery}: another thread decides what comes first")
+    if args.seed is not None and args.fault_after is not None:
+        raise InvalidArgument("--seed with --fault-after: what strikes first is not the same in every run")
+    if args.poison_at is not None and args.mode != "direct":
+        raise InvalidArgument(f"--poison-at is of --mode direct, not of {args.mode}: a manager decides where a page is")
+    if args.fault_after is not None and args.poison_at is None and not args.fault:
+        raise InvalidArgument("--fault-after: there is neither --poison-at nor --fault")
     joins = args.device is not None or args.mount is not None
     if joins and (args.real is not None or args.advertised is not None):
         raise InvalidArgument("--real and --advertised are of a new device; this one has its own")
@@ -221,18 +259,53 @@ def _manager(device: Device, args: argparse.Namespace) -> Iterator[Zswap | None]
         yield manager
 
 
+class _Strikes:
+    """The faults that were asked for."""
+
+    def __init__(self, device: Device, args: argparse.Namespace):
+        self._faults, self._wanted = device.faults, args.fault
+        self._seed = {} if args.seed is None else {"seed": args.seed}
+        self._before = {name: (self._faults[name].attributes, self._faults[name].struck) for name, _ in args.fault}
+
+    def arm(self) -> None:
+        for name, attributes in self._wanted:
+            self._faults[name].set(**{**dataclasses.asdict(faults.Attributes()), **self._seed, **attributes})
+
+    def count(self) -> dict[str, int]:
+        """How often each has struck."""
+        return {name: self._faults[name].struck - struck for name, (_, struck) in self._before.items()}
+
+    def put_back(self) -> None:
+        for name, (attributes, _) in self._before.items():
+            self._faults[name].set(**dataclasses.asdict(attributes))
+
+
 @contextlib.contextmanager
-def _faults(device: Device, args: argparse.Namespace) -> Iterator[Callable[[], dict[str, int]]]:
-    """Sets the faults that were asked for, and puts back what was; how often each has struck since."""
-    before = {name: (device.faults[name].attributes, device.faults[name].struck) for name, _ in args.fault}
-    seed = {} if args.seed is None else {"seed": args.seed}
+def _faults(device: Device, args: argparse.Namespace) -> Iterator[_Strikes]:
+    """Faults to arm; afterwards they are as they were."""
+    strikes = _Strikes(device, args)
     try:
-        for name, attributes in args.fault:
-            device.faults[name].set(**{**dataclasses.asdict(faults.Attributes()), **seed, **attributes})
-        yield lambda: {name: device.faults[name].struck - struck for name, (_, struck) in before.items()}
+        yield strikes
     finally:
-        for name, (attributes, _) in before.items():
-            device.faults[name].set(**dataclasses.asdict(attributes))
+        strikes.put_back()
+
+
+class _Begin:
+    """When what is wanted may strike: at once, or when the samples say so."""
+
+    def __init__(self, after: After | None, acts: list[Callable[[], None]]):
+        self._after, self._acts = after, acts
+        if after is None:
+            self._begin()
+
+    def __call__(self, sample: Sample) -> None:
+        if self._acts and self._after.reached(sample.seconds, sample.faults):
+            self._begin()
+
+    def _begin(self) -> None:
+        for act in self._acts:
+            act()
+        self._acts = []
 
 
 def _again(args: argparse.Namespace) -> str | None:
@@ -244,7 +317,7 @@ def _again(args: argparse.Namespace) -> str | None:
 
 
 def _watch(
-    program: str, environment, device: Device, args, settings: launch.Settings, manager: Zswap | None
+    program: str, environment, device: Device, args, settings: launch.Settings, manager: Zswap | None, begin: _Begin
 ) -> Report:
     for number in _LEFT_TO_THE_PROGRAM:
         signal.signal(number, signal.SIG_IGN)
@@ -265,7 +338,7 @@ def _watch(
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ours = args.device is None and args.mount is None
     # Nobody else knows a device that we have made.
-    watch = Watch(device, _anybody if ours else is_child_of(child.pid), manager)
+    watch = Watch(device, _anybody if ours else is_child_of(child.pid), manager, begin)
     # Not reaped: while it is a zombie nobody else has its number, and its last counters stay.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     seconds = time.monotonic() - start
@@ -338,6 +411,18 @@ def _end_by(number: int) -> None:
 # ---- the report -------------------------------------------------------------------------------
 
 
+def _with_places(report: Report, book: Book, start: float) -> list[PoisonMet]:
+    """Who met poison, and where. Who was not there when a sample was taken is known by the book alone."""
+    met = {found.pid: found for found in report.met_poison}
+    for meeting in book.met():
+        pid = meeting.place.pid
+        if pid not in met:
+            met[pid] = PoisonMet(pid, meeting.name, 0, meeting.time - start)
+        found = dataclasses.replace(met[pid], places=[*met[pid].places, meeting.place])
+        met[pid] = dataclasses.replace(found, times=max(found.times, len(found.places)))
+    return list(met.values())
+
+
 def _write(report: Report, args: argparse.Namespace, device: Device) -> None:
     if args.report is not None:
         import json  # a millisecond that a start does not pay
@@ -366,13 +451,11 @@ def _table(report: Report) -> list[str]:
         ["dropped writes", f"{report.dropped_writes:,}{_first(report, 'dropped_writes')}"],
         ["poisoned pages", f"{report.poisoned:,} at most{_first(report, 'poisoned')}"],
     ]
-    rows += [
-        [
-            "met poison",
-            f"pid {met.pid} {met.name}, {_count(met.times, 'access')}, first after {met.seconds:.1f} s",
-        ]
-        for met in report.met_poison
-    ]
+    rows += [["poison at", _struck(report.poison_at)]] if report.poison_at is not None else []
+    for met in report.met_poison:
+        times = _count(met.times, "access")
+        rows.append(["met poison", f"pid {met.pid} {met.name}, {times}, first after {met.seconds:.1f} s"])
+        rows += [["", _place(place)] for place in met.places[:_PLACES]]
     if report.injected:
         struck = ", ".join(f"{name} {n:,}" for name, n in report.injected.items())
         rows.append(["injected", f"{struck} times"])
@@ -381,6 +464,17 @@ def _table(report: Report) -> list[str]:
     rows += [["note", note] for note in _notes(report)]
     name = os.path.basename(report.command[0])
     return ["", *plain_table(["cram-emu", name], rows)]
+
+
+def _struck(struck: Struck) -> str:
+    if struck.why:
+        return f"{struck.target}: nothing was poisoned: {struck.why}"
+    return f"{struck.target}: {_place(struck.place)}, of pid {struck.place.pid}; 0x{struck.dpa:x} of the device"
+
+
+def _place(place: Place) -> str:
+    by = f", allocated by {place.call}" if place.call else ""
+    return f"0x{place.address:x} in {place.where}{by}"
 
 
 def _placed(report: Report) -> Iterator[list[str]]:

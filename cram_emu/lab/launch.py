@@ -19,6 +19,7 @@ from cram_emu.sizes import format_size
 
 if TYPE_CHECKING:
     from cram_emu.host import Zswap
+    from cram_emu.lab.witness import Book, PoisonAt
 
 #: Who decides where a program's pages are: "direct": all are the device's; "zswap": a manager of each process demotes what is cold.
 MODES = ("direct", "zswap")
@@ -68,11 +69,16 @@ class Settings:
 
 
 def environment(
-    device: str | os.PathLike[str], settings: Settings, manager: Zswap | None = None
+    device: str | os.PathLike[str],
+    settings: Settings,
+    manager: Zswap | None = None,
+    book: Book | None = None,
+    poison_at: PoisonAt | None = None,
 ) -> dict[str, str]:
     """The environment that has a program attach to the device at that path. NotSupported, InvalidArgument.
 
-    manager: a shared one, whose settings are those of the managers that the program's processes get.
+    manager: a shared one, whose settings are those of the managers that the program's processes get. book: where they write
+    who met poison, and whether poison_at, where there is to be some, may be struck.
     """
     settings.check()
     shim = _shim()
@@ -82,6 +88,8 @@ def environment(
         settings.writeback_ms,
         int(settings.delivery == "monitor"),
         int(settings.follow),
+        "-" if book is None else book.path,
+        "-" if poison_at is None else poison_at.text,
         "-" if manager is None else f"/proc/{os.getpid()}/fd/{manager.fileno()}",
         os.fspath(device),
     )

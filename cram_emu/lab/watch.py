@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cram_emu.device import Client, Device, Stats
 from cram_emu.errors import DeviceGone, NoAnswer
+from cram_emu.lab.witness import Place, Struck
 
 if TYPE_CHECKING:
     from cram_emu.host import Zswap
@@ -59,15 +60,23 @@ class PoisonMet:
     name: str  #: as it was last seen; a short life may have been that of its parent's name
     times: int
     seconds: float  #: since the watch began, when it was first noticed
+    places: list[Place] = dataclasses.field(default_factory=list)  #: of the first few accesses
 
 
 class Watch:
     """Samples a device in a thread until stop(). Threads: one at a time may call."""
 
-    def __init__(self, device: Device, mine: Callable[[int], bool], manager: Zswap | None = None):
+    def __init__(
+        self,
+        device: Device,
+        mine: Callable[[int], bool],
+        manager: Zswap | None = None,
+        told: Callable[[Sample], None] | None = None,
+    ):
         """mine: is this process one of those that are watched? manager: theirs, with the device as its node, to which it publishes
-        what the device tells."""
+        what the device tells. told: of each sample but the first and the last."""
         self._device = device
+        self._told = told
         self._manager = manager
         self._mine = mine
         self._start = time.monotonic()
@@ -95,6 +104,8 @@ class Watch:
     def _run(self) -> None:
         while not self._stopped.wait(self._period):
             self._take()
+            if self._told is not None:
+                self._told(self.samples[-1])
             if len(self.samples) > _SAMPLES_MAX:
                 del self.samples[1::2]
                 self._period *= 2
@@ -238,6 +249,7 @@ class Report:
     pooled: int = 0  #: managed: the most that was in the pool, uncompressed
     pool: int = 0  #: managed: the most memory that the pool took
     manager: dict[str, int] | None = None  #: its counters at the end (ZswapStats)
+    poison_at: Struck | None = None  #: what became of the target, where there was one
 
     def as_json(self) -> dict:
         """The report as JSON has it; the history as a table: names, then rows."""

@@ -109,7 +109,7 @@ void sigbus_pass_on(unsigned depth, siginfo_t *info, ucontext_t *context)
 {
 	struct sigaction action = *next_of(depth);
 
-	if (rescue != NULL && rescue(context))
+	if (rescue != NULL && rescue(info, context))
 		return;
 	if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) {
 		/* A fault that is ignored kills as well (kernel/signal.c, force_sig_info_to_task()). One that some

@@ -21,8 +21,9 @@ void sigbus_install(sigbus_fn *fn, bool expected);
 /* For a library that stands in front of sigaction(2): sets what comes after our first handler, and says what did. Either may
  * be NULL. */
 void sigbus_program_action(const struct sigaction *action, struct sigaction *old);
-/* Asked before a fault that is not resolved is passed on: true, and the context is where to go on instead. NULL: nobody is. */
-typedef bool sigbus_rescue_fn(ucontext_t *context);
+/* Asked before a signal that is not ours to resolve is passed on: true, and the context is where to go on instead. NULL: nobody
+ * is. */
+typedef bool sigbus_rescue_fn(const siginfo_t *info, ucontext_t *context);
 void sigbus_rescue(sigbus_rescue_fn *fn);
 /* How often ours was put back in front of another. */
 uint64_t sigbus_reinstalled(void);

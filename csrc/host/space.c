@@ -99,6 +99,39 @@ int space_register(cram_map *map, uint64_t offset, uint64_t length)
 	return uffd_register(map->pager.uffd, map->pager.base + offset, length, true);
 }
 
+/* A locked page. */
+static int poison_page(struct pager *pager, struct op *op, uint64_t page, unsigned line)
+{
+	if (pager_pinned(pager, page))
+		return cram_fail(CRAM_EBUSY, "its frame is pinned");
+	pager_drop(pager, op, page, false);
+	if (pager_resident(pager, page))
+		return cram_fail(CRAM_EBUSY, "its frame cannot be taken away");
+	if (device_inject(op, pager_dpa(pager, page), line) != 0)
+		return cram_fail(CRAM_EBUSY, "the poison list is full");
+	return 0;
+}
+
+int space_poison(cram_map *map, uint64_t offset, uint64_t *dpa)
+{
+	uint64_t page = page_of(offset), byte = offset % PAGE_SIZE / LINE_SIZE * LINE_SIZE;
+	struct visit visit;
+	int code = visit_begin_op(map->owner, &visit);
+
+	if (code != 0)
+		return code;
+	if (pager_lock(&map->pager, visit.op, page)) {
+		code = poison_page(&map->pager, visit.op, page, (unsigned)(byte / LINE_SIZE));
+		if (code == 0)
+			*dpa = (pager_dpa(&map->pager, page) << PAGE_SHIFT) + byte;
+		pager_unlock(&map->pager, visit.op, page);
+	} else {
+		code = cram_fail(CRAM_ENOSPC, "the device has no pages left");
+	}
+	visit_end(&visit);
+	return code;
+}
+
 /* A page that the kernel filled with zeros, because the child touched it before anybody watched, hides what it holds. */
 static bool drop_stray(struct pager *pager, struct op *op, uint64_t page)
 {

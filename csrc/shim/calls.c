@@ -23,6 +23,7 @@
 #include "shim.h"
 #include "signals.h"
 #include "table.h"
+#include "witness.h"
 
 /* Data of a regular file moves in pieces of so much. */
 #define PIECE (256u << 10)
@@ -52,9 +53,11 @@ __asm__(".text\n"
 extern size_t guarded_move(void *to, const void *from, size_t length) __attribute__((visibility("hidden")));
 extern const char guarded_instruction[], guarded_end[];
 
-/* For the SIGBUS handler: goes on after the copy, which is then incomplete. */
-static bool rescue(ucontext_t *context)
+/* For the SIGBUS handler: goes on after the copy, which is then incomplete. Poison is told, whoever met it. */
+static bool rescue(const siginfo_t *info, ucontext_t *context)
 {
+	if (info->si_code == BUS_MCEERR_AR)
+		witness_met(info->si_addr);
 	if (context->uc_mcontext.gregs[REG_RIP] != (greg_t)guarded_instruction)
 		return false;
 	context->uc_mcontext.gregs[REG_RIP] = (greg_t)guarded_end;

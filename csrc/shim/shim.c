@@ -21,6 +21,8 @@
 #include "memory.h"
 #include "ranges.h"
 #include "signals.h"
+#include "target.h"
+#include "witness.h"
 
 /* From cram_emu/lab/launch.py: fields separated by commas, the device's path last. */
 #define SETTINGS "CRAM_EMU_SHIM="
@@ -31,7 +33,9 @@ struct settings {
 	uint64_t window, min_mmap;
 	unsigned writeback_ms;
 	bool monitored, follow;
-	const char *board; /* of a manager; up to its comma. "-": the device's own memory */
+	char book[64];    /* of whoever runs us: what is to be told (witness.h); "-": nothing */
+	char target[256]; /* where poison is wanted (target.h); "-": nowhere */
+	char board[64];   /* of a manager; "-": the device's own memory */
 	const char *path;
 };
 
@@ -68,8 +72,24 @@ static void die(const char *what)
 	_exit(EXIT_NO_DEVICE);
 }
 
+/* Copies the field that begins after a comma; where it ends, or NULL. */
+static const char *parse_field(const char *comma, char *copy, size_t size)
+{
+	size_t length;
+
+	if (comma == NULL || *comma != ',')
+		return NULL;
+	length = strcspn(comma + 1, ",");
+	if (length >= size)
+		return NULL;
+	memcpy(copy, comma + 1, length);
+	copy[length] = 0;
+	return comma + 1 + length;
+}
+
 static bool parse(const char *text, struct settings *settings)
 {
+	const char *at;
 	char *end;
 
 	settings->window = strtoull(text, &end, 10);
@@ -77,11 +97,12 @@ static bool parse(const char *text, struct settings *settings)
 	settings->writeback_ms = *end == ',' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
 	settings->monitored = *end == ',' && strtoul(end + 1, &end, 10) != 0;
 	settings->follow = *end == ',' && strtoul(end + 1, &end, 10) != 0;
-	settings->board = end + 1;
-	settings->path = *end == ',' ? strchr(settings->board, ',') : NULL;
-	if (settings->path == NULL)
+	at = parse_field(end, settings->book, sizeof(settings->book));
+	at = parse_field(at, settings->target, sizeof(settings->target));
+	at = parse_field(at, settings->board, sizeof(settings->board));
+	if (at == NULL || *at != ',')
 		return false;
-	settings->path++;
+	settings->path = at + 1;
 	return true;
 }
 
@@ -101,16 +122,9 @@ static void drop(char **envp, const char *name)
 /* The board of whoever runs us, whose settings are for all of its programs. */
 static struct board *attach_board(const struct settings *settings)
 {
-	char path[64];
-	size_t length = (size_t)(settings->path - 1 - settings->board);
+	int fd = open(settings->board, O_RDWR | O_CLOEXEC);
 	struct board *board;
-	int fd;
 
-	if (length >= sizeof(path))
-		return NULL;
-	memcpy(path, settings->board, length);
-	path[length] = 0;
-	fd = open(path, O_RDWR | O_CLOEXEC);
 	board = fd < 0 ? NULL : board_attach(fd);
 	if (fd >= 0)
 		close(fd);
@@ -146,7 +160,7 @@ static void attach(const struct settings *settings)
 		die("the device cannot be attached");
 	cram_get_params(device, &device_params);
 	params.length = device_params.advertised * DPAS_SPAN;
-	if (*settings->board != '-') {
+	if (strcmp(settings->board, "-") != 0) {
 		zswap = manage(device, settings);
 		/* Not all of the region: each child of fork looks through it. */
 		if (zswap_setting(zswap, CRAM_ZSWAP_RAM) > device_params.advertised)
@@ -160,6 +174,20 @@ static void attach(const struct settings *settings)
 		die("its memory cannot be mapped");
 	if (space_start() != 0)
 		die("the memory that was there cannot be taken over");
+}
+
+/* Of those that whoever runs us wants told. */
+static void begin_telling(const struct settings *settings)
+{
+	/* A program of another user may not see the book, and runs all the same. */
+	if (strcmp(settings->book, "-") != 0)
+		witness_open(settings->book);
+	if (!target_start(settings->target)) {
+		cram_fail(CRAM_EINVAL, "%s", settings->target);
+		die("there is no way to put poison there");
+	}
+	if (target_wanted())
+		heap_tell();
 }
 
 /* ---- fork: nobody is in the middle of a change of the ranges ---------------------------------------------- */
@@ -182,7 +210,9 @@ void shim_fork_child(void)
 {
 	ranges_reset_lock();
 	threads_forked();
+	witness_forked();
 	host_restore_signals(&before_fork);
+	target_forked();
 }
 
 /* Who executed this program may have left them blocked; a fault would kill. */
@@ -231,6 +261,7 @@ __attribute__((constructor)) static void start(int argc, char **argv, char **env
 		die("no seccomp filter can be installed");
 	signals_started = true;
 	space_inherit(shim.map, space_walk);
+	begin_telling(&settings);
 	pthread_atfork(shim_fork_prepare, shim_fork_parent, shim_fork_child);
 	if (!settings.follow) {
 		drop(envp, "LD_PRELOAD=");

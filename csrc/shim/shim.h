@@ -19,6 +19,8 @@
  *   forks     fork and its other names
  *   threads   what a thread gets, and when the last one has ended
  *   numbers   close and its kin, which must not meet our descriptors
+ *   witness   what an address of the region belongs to, and the book of who met poison where
+ *   target    poison under something of the program's, on purpose
  *
  * The region lies at a fixed, unusual address, so that a filter, which outlives exec, hits nothing in the next program.
  * What stands in front of a function of the C library here has that function's contract.
@@ -117,6 +119,8 @@ int space_start(void);
 void space_walk(cram_map *map, space_part_fn *fn);
 /* heap.c: is it mimalloc that calls? */
 bool heap_is_allocator(const void *caller);
+/* From now on the witness and the target are told what is allocated and freed. */
+void heap_tell(void);
 /* Reserves the region's addresses, at the first use. */
 void shim_reserve(void);
 

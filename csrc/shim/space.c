@@ -14,6 +14,8 @@
 #include "memory.h"
 #include "ranges.h"
 #include "shim.h"
+#include "target.h"
+#include "witness.h"
 
 /* What the kernel will not do in the region, and nobody needs there. */
 #define FLAGS_ELSEWHERE (MAP_STACK | MAP_GROWSDOWN | MAP_HUGETLB | MAP_32BIT)
@@ -187,6 +189,7 @@ long space_munmap(void *address, size_t length)
 		return -EINVAL;
 	ranges_lock(&before);
 	release(offset_of(address), offset_of(address) + page_up(length));
+	witness_unmapped(address, length);
 	ranges_unlock(&before);
 	return 0;
 }
@@ -306,6 +309,8 @@ long space_mremap(void *old, size_t old_size, size_t new_size, int flags, void *
 	} else {
 		result = grow(start, end, new_end, part.protection, flags & MREMAP_MAYMOVE);
 	}
+	if (result > 0)
+		witness_moved(old, (const void *)result, new_size);
 	ranges_unlock(&before);
 	return result;
 }
@@ -344,9 +349,16 @@ void space_walk(cram_map *map, space_part_fn *fn)
 /* The heap is in the region, or nowhere: that tells whose a pointer is. */
 static long map_for(const void *caller, void *address, size_t length, int protection, int flags, int fd, long offset)
 {
-	if (shim.reserved && fd < 0 && !(flags & MAP_FIXED) && length > 0 && heap_is_allocator(caller))
+	bool allocator = heap_is_allocator(caller);
+	long result;
+
+	if (shim.reserved && fd < 0 && !(flags & MAP_FIXED) && length > 0 && allocator)
 		return place(length, protection);
-	return space_mmap(address, length, protection, flags, fd, offset);
+	result = space_mmap(address, length, protection, flags, fd, offset);
+	/* One within another is still the other's. */
+	if (!allocator && in_region((void *)result) && !(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)))
+		target_mapped((void *)result, witness_mapped((void *)result, length, caller), caller);
+	return result;
 }
 
 EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)

@@ -6,6 +6,7 @@
  * back to 0; a child's exit status.
  */
 #define _GNU_SOURCE
+#include <setjmp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -340,6 +341,89 @@ static void forks_race_with_writers(void)
 	close_world(&world);
 }
 
+/* ---- poison on purpose ----------------------------------------------------------------------------------- */
+
+static sigjmp_buf trap;
+static void *volatile met;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+	(void)number;
+	(void)context;
+	met = info->si_code == BUS_MCEERR_AR ? info->si_addr : NULL;
+	siglongjmp(trap, 1);
+}
+
+/* Does an access of that byte meet poison, there? */
+__attribute__((no_sanitize_thread, noinline)) static bool poisoned(struct world *world, uint64_t offset)
+{
+	volatile uint8_t *byte = world->memory + offset;
+
+	met = NULL;
+	if (sigsetjmp(trap, 1) == 0)
+		(void)*byte;
+	return met == byte;
+}
+
+/* Whatever a page is, poison is put there, and nowhere else; it is in the device's list, and goes with the page. */
+static void poison_is_put(void)
+{
+	enum { DIRTY = 3, CLEAN = 5, UNTOUCHED = 100, LINE = 64 };
+	static const uint64_t at[] = { DIRTY * PAGE + 130, CLEAN * PAGE, UNTOUCHED * PAGE + PAGE - 1 };
+	struct sigaction action = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO }, before;
+
+	CHECK_EQ(sigaction(SIGBUS, &action, &before), 0);
+	for (size_t i = 0; i < COUNT(deliveries); i++) {
+		struct cram_poison_record records[COUNT(at)];
+		uint64_t dpa[COUNT(at)];
+		struct world world;
+
+		open_world(&world, 4 * MIB, 4 * MIB, deliveries[i]);
+		fill_all(&world, 0, 8, 1);
+		CHECK_EQ(cram_flush(world.map, CLEAN * PAGE, PAGE), 0);
+		for (size_t j = 0; j < COUNT(at); j++) {
+			CHECK_EQ(space_poison(world.map, at[j], &dpa[j]), 0);
+			CHECK_EQ(dpa[j] % PAGE, at[j] % PAGE / LINE * LINE);
+		}
+		CHECK_EQ(registers_of(&world).poisoned, COUNT(at));
+		CHECK_EQ(cram_poison_list(world.device, records, COUNT(records)), COUNT(at));
+		for (size_t j = 0; j < COUNT(at); j++) {
+			CHECK_EQ(records[j].source, CRAM_POISON_INJECTED);
+			CHECK(poisoned(&world, at[j]));
+			CHECK(poisoned(&world, at[j]));
+		}
+		for (uint64_t page = 0; page < 8; page++)
+			CHECK(page == DIRTY || page == CLEAN || holds(&world, page, 1));
+		CHECK(!poisoned(&world, (UNTOUCHED + 1) * PAGE));
+		for (size_t j = 0; j < COUNT(at); j++) {
+			space_discard(world.map, at[j] / PAGE * PAGE, PAGE);
+			CHECK(zero(&world, at[j] / PAGE));
+		}
+		CHECK_EQ(registers_of(&world).poisoned, 0);
+		close_world(&world);
+	}
+	CHECK_EQ(sigaction(SIGBUS, &before, NULL), 0);
+}
+
+/* Where it cannot be, nothing has changed: a pinned page, and a device without a page left for one that has none. */
+static void poison_is_refused(void)
+{
+	struct world world;
+	uint64_t dpa = 77;
+
+	open_world(&world, MIB, 2 * MIB, CRAM_INLINE);
+	fill_all(&world, 0, 4, 1);
+	CHECK_EQ(cram_pin(world.map, PAGE, PAGE), 0);
+	CHECK_EQ(space_poison(world.map, PAGE, &dpa), CRAM_EBUSY);
+	CHECK_EQ(cram_unpin(world.map, PAGE, PAGE), 0);
+	fill_all(&world, 4, MIB / PAGE - 4, 1);
+	CHECK_EQ(space_poison(world.map, MIB, &dpa), CRAM_ENOSPC);
+	CHECK_EQ(dpa, 77);
+	CHECK_EQ(registers_of(&world).poisoned, 0);
+	check_all(&world, 0, MIB / PAGE, 1);
+	close_world(&world);
+}
+
 /* A mapping of the device as it is, and anonymous memory, take no page of each other. */
 static void kinds_do_not_mix(void)
 {
@@ -374,6 +458,8 @@ int main(int argc, char **argv)
 		TEST(early_pages_are_adopted),
 		TEST(forks_share_pages),
 		TEST(forks_race_with_writers),
+		TEST(poison_is_put),
+		TEST(poison_is_refused),
 		TEST(kinds_do_not_mix),
 	};
 
