@@ -267,6 +267,12 @@ enum cram_fault {
 	CRAM_FAULT_STALE,
 	CRAM_FAULT_NO_ANSWER,
 	CRAM_FAULT_LIE,
+	CRAM_FAULT_SATURATED,
+	CRAM_FAULT_STORM_IRQ,
+	CRAM_FAULT_STUCK_IRQ,
+	CRAM_FAULT_ALLOC,
+	CRAM_FAULT_UNSAFE,
+	CRAM_FAULT_TRIM_BUSY,
 	CRAM_FAULT_REMOVAL,
 	CRAM_FAULT_RESET,
 	CRAM_FAULT_POWER_CYCLE,
@@ -503,7 +509,7 @@ struct cram_node_stats {
 	uint64_t refused[8];     /* by enum cram_refusal */
 	uint64_t approved, unapproved;
 	uint64_t stock;          /* approved pages that wait for contents */
-	uint64_t trims_done, trims_deferred, trims_full, trims_waiting;
+	uint64_t trims_done, trims_deferred, trims_full, trims_busy, trims_waiting;
 	uint32_t allowed, no_alloc, pressure, page_size; /* as published */
 };
 

@@ -248,6 +248,27 @@ class TestInterrupts:
         assert dev.stats.lthresh == (5 if on else 0)
         assert not dev.stats.no_alloc
 
+    def test_storm(self, dev, on):
+        """So many at once, each in the ring."""
+        dev.faults["storm_irq"].set(probability=100 if on else 0, value=100, times=2)
+        fill(dev, 5)
+        assert dev.stats.lthresh == (200 if on else 0)
+
+    def test_stuck(self, on):
+        """Below the threshold each store raises it again; before, and without the fault, once is all."""
+        with Device("1M", "64K", lthresh="50%", hthresh="60%") as dev:
+            dev.faults["stuck_irq"].set(probability=100 if on else 0)
+            dev.write(0, content(0))
+            assert dev.stats.lthresh == 0
+            page = 1
+            while not dev.stats.no_alloc:
+                dev.write(page * PAGE, content(page))
+                page += 1
+            before = dev.stats.lthresh
+            for again in range(10):
+                dev.write(0, content(again))
+            assert dev.stats.lthresh == before + (10 if on else 0)
+
     def test_callbacks(self, dev):
         """A strike is told to who asked for strikes, before what it causes; an interrupt to who asked for those."""
         told: list[tuple[int, str]] = []
@@ -297,6 +318,14 @@ class TestTelemetry:
                 _ = dev.stats
         assert dev.stats.pages_stored == 5
         assert lost(dev, 5) == set()
+
+    def test_saturated(self, dev, on):
+        """It cannot tell more than so much; less it tells."""
+        truth = dev.stats.remaining
+        dev.faults["saturated"].set(probability=100 if on else 0, value=truth // 2)
+        assert dev.stats.remaining == (truth // 2 if on else truth)
+        dev.faults["saturated"].set(value=2 * truth)
+        assert dev.stats.remaining == truth
 
     def test_lie(self, dev, on):
         fill(dev)
@@ -420,7 +449,10 @@ class TestParse:
 class TestAllAtOnce:
     """Never silently wrong, whatever strikes."""
 
-    MIX = ("store", "corrupt", "poison", "ratio", "capacity", "trim", "lost_irq", "late_irq", "spurious_irq", "stale", "lie")
+    MIX = (
+        "store", "corrupt", "poison", "ratio", "capacity", "trim", "lost_irq", "late_irq", "spurious_irq", "storm_irq", "stuck_irq",
+        "stale", "saturated", "lie",
+    )  # fmt: skip
 
     def mix(self, dev: Device) -> None:
         for name in self.MIX:

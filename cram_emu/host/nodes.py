@@ -102,6 +102,7 @@ class NodeStats:
     trims_done: int
     trims_deferred: int
     trims_full: int  #: the buffer was full
+    trims_busy: int  #: the driver put them off (a fault on purpose)
     trims_waiting: int
     allowed: bool  #: the verdict
     no_alloc: bool  #: as the host knows it

@@ -75,14 +75,18 @@ class Reclaimer:
         if work & lib.CRAM_WORK_NOTES:
             tell(manager, notes)
         if due is None and work & lib.CRAM_WORK_TRIM:
-            waits = [node.driver.flush_interval for node in manager.nodes if node.driver.trim_buffer]
-            # The node whose page it was may have left.
-            due = time.monotonic() + min(waits) if waits else None
+            due = _next_flush(manager)
         if due is not None and time.monotonic() >= due:
             for node in manager.nodes:
                 node.flush()
-            due = None
+            due = _next_flush(manager)
         return due
+
+
+def _next_flush(manager: Zswap) -> float | None:
+    """When trims that wait are due; None: none waits."""
+    waits = [node.driver.flush_interval for node in manager.nodes if node.stats.trims_waiting]
+    return time.monotonic() + min(waits) if waits else None
 
 
 def reclaim(manager: Zswap) -> None:

@@ -150,6 +150,8 @@ int device_rebuild(struct device *device);
 int device_reap(struct device *device, uint32_t *dead);
 int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_t high_remaining,
 			  uint32_t low_ratio, uint32_t high_ratio);
+/* Does a fault of the driver's strike now (CRAM_FAULT_ALLOC to CRAM_FAULT_TRIM_BUSY)? */
+bool device_fault(struct device *device, enum cram_fault fault);
 /* CRAM_EINVAL, naming the attribute: nothing has changed. */
 int device_set_fault(struct device *device, enum cram_fault fault, const struct cram_fault_attr *attr);
 /* Compares the levels with the thresholds and raises what is due. */

@@ -138,6 +138,15 @@ void fault_before_store(struct op *op, uint64_t page)
 
 /* ---- a page that is stored ------------------------------------------------------------------------------- */
 
+static void raise_without_cause(struct device *device, uint64_t times)
+{
+	device_lock(device, &device->super->alert_lock);
+	while (times-- > 0)
+		alert_push(device->alert, CRAM_LTHRESH, CRAM_CAUSE_REMAINING, remaining_now(device), 0, 0);
+	futex_unlock(&device->super->alert_lock);
+	clients_ring_all(device->clients);
+}
+
 void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length)
 {
 	struct device *device = op->device;
@@ -153,12 +162,18 @@ void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint3
 		device_inject(op, page, (unsigned)(inject_chance(inject, CRAM_FAULT_POISON) % (PAGE_SIZE / LINE_SIZE)));
 	if (fault_strikes(device, CRAM_FAULT_CAPACITY, page))
 		lose_capacity(op);
-	if (fault_strikes(device, CRAM_FAULT_SPURIOUS_IRQ, page)) {
-		device_lock(device, &device->super->alert_lock);
-		alert_push(device->alert, CRAM_LTHRESH, CRAM_CAUSE_REMAINING, remaining_now(device), 0, 0);
-		futex_unlock(&device->super->alert_lock);
-		clients_ring_all(device->clients);
-	}
+	if (fault_strikes(device, CRAM_FAULT_SPURIOUS_IRQ, page))
+		raise_without_cause(device, 1);
+	if (fault_strikes(device, CRAM_FAULT_STORM_IRQ, page))
+		raise_without_cause(device, value_of(device, CRAM_FAULT_STORM_IRQ));
+	/* What has let go of the line is not asked: the line is stuck, and only capacity can tell. */
+	if ((atomic_load(&device->alert->latches) & ALERT_LATCH_REMAINING) && fault_strikes(device, CRAM_FAULT_STUCK_IRQ, page))
+		raise_without_cause(device, 1);
+}
+
+bool device_fault(struct device *device, enum cram_fault fault)
+{
+	return fault_strikes(device, fault, FAULT_NO_PAGE);
 }
 
 /* What was told before, while it is young enough; else what is, from now on. */
@@ -183,6 +198,11 @@ int fault_registers(struct device *device, struct cram_registers *registers)
 		return cram_fail(CRAM_ETIMEDOUT, "the device's registers do not answer");
 	if (inject_strikes(&device->super->inject, CRAM_FAULT_STALE, PAGE_SIZE))
 		tell_stale(device, registers);
+	if (inject_strikes(&device->super->inject, CRAM_FAULT_SATURATED, PAGE_SIZE)) {
+		uint64_t most = value_of(device, CRAM_FAULT_SATURATED);
+
+		registers->remaining = registers->remaining < most ? registers->remaining : most;
+	}
 	if (inject_strikes(&device->super->inject, CRAM_FAULT_LIE, PAGE_SIZE)) {
 		uint64_t value = value_of(device, CRAM_FAULT_LIE);
 

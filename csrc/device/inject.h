@@ -31,6 +31,12 @@
 	X(STALE, "stale", "ms", 3600000, "registers tell what was so long ago, at most")                                \
 	X(NO_ANSWER, "no_answer", NULL, 0, "registers do not answer in time")                                           \
 	X(LIE, "lie", "per mille", 1000000, "remaining capacity and ratio are told scaled")                             \
+	X(SATURATED, "saturated", "bytes", UINT64_MAX, "remaining capacity is told as so much at most")                   \
+	X(STORM_IRQ, "storm_irq", "interrupts", 4096, "a store raises lthresh without cause, so many times at once")       \
+	X(STUCK_IRQ, "stuck_irq", NULL, 0, "while capacity runs low, each store raises lthresh again")                     \
+	X(ALLOC, "alloc", NULL, 0, "the driver refuses a host a page, though it is safe")                                 \
+	X(UNSAFE, "unsafe", NULL, 0, "the driver says that a page is safe, though it is not")                             \
+	X(TRIM_BUSY, "trim_busy", NULL, 0, "the driver puts a trim off (EAGAIN): the page keeps its capacity meanwhile")   \
 	X(REMOVAL, "removal", NULL, 0, "at a store the device is gone, for good: every page is poison, registers end")  \
 	X(RESET, "reset", NULL, 0, "at a store the device starts anew: what it held is poison, thresholds as created")  \
 	X(POWER_CYCLE, "power_cycle", NULL, 0, "as reset, but the poison list stays as it was")

@@ -386,7 +386,7 @@ int cram_node_read_stats(const cram_zswap *zswap, uint32_t nid, struct cram_node
 		.poisoned = atomic_load(&node->poisoned), .approved = atomic_load(&node->approved),
 		.unapproved = atomic_load(&node->unapproved), .stock = atomic_load(&node->stock.count),
 		.trims_done = atomic_load(&node->trims_done), .trims_deferred = atomic_load(&node->trims_deferred),
-		.trims_full = atomic_load(&node->trims_full), .trims_waiting = atomic_load(&node->trims.count),
+		.trims_full = atomic_load(&node->trims_full), .trims_busy = atomic_load(&node->trims_busy), .trims_waiting = atomic_load(&node->trims.count),
 		.allowed = atomic_load(&node->view->allowed), .no_alloc = atomic_load(&node->view->no_alloc),
 		.pressure = atomic_load(&node->view->pressure), .page_size = atomic_load(&node->view->page_size),
 	};

@@ -103,6 +103,11 @@ enum cram_refusal node_may_take(struct node *node)
 {
 	enum cram_refusal why = check(node);
 
+	/* What the driver answers wrongly: of a device that is gone there is no driver. */
+	if (why == CRAM_TAKEN && device_fault(node->device, CRAM_FAULT_ALLOC))
+		why = CRAM_REFUSED_CALLBACK;
+	else if (why != CRAM_TAKEN && why != CRAM_REFUSED_GONE && device_fault(node->device, CRAM_FAULT_UNSAFE))
+		why = CRAM_TAKEN;
 	if (why != CRAM_TAKEN)
 		count(&node->refused[why], 1);
 	return why;
@@ -197,11 +202,14 @@ void node_release(struct node *node, struct op *home, uint64_t dpa)
 {
 	struct op *op = enter(node, home);
 
-	if (node->params.trim_buffer > 0 && push(&node->trims, node->params.trim_buffer, dpa)) {
-		count(&node->trims_deferred, 1);
+	bool busy = device_fault(node->device, CRAM_FAULT_TRIM_BUSY);
+	uint32_t room = busy ? NODE_TRIMS : node->params.trim_buffer;
+
+	if (room > 0 && push(&node->trims, room, dpa)) {
+		count(busy ? &node->trims_busy : &node->trims_deferred, 1);
 	} else {
 		/* No room to defer it: it is freed here and now. */
-		if (node->params.trim_buffer > 0)
+		if (room > 0)
 			count(&node->trims_full, 1);
 		trim(node, op, dpa);
 	}
@@ -212,14 +220,21 @@ void node_release(struct node *node, struct op *home, uint64_t dpa)
 
 uint64_t node_flush_trims(struct node *node, struct op *home)
 {
+	uint32_t waiting = atomic_load_explicit(&node->trims.count, memory_order_relaxed);
 	uint64_t flushed = 0, dpa;
 	struct op *op;
 
-	if (atomic_load_explicit(&node->trims.count, memory_order_relaxed) == 0)
+	if (waiting == 0)
 		return 0;
 	op = enter(node, home);
-	for (; (dpa = pop(&node->trims)) != DEVICE_NO_PAGE; flushed++)
+	for (; waiting-- > 0 && (dpa = pop(&node->trims)) != DEVICE_NO_PAGE;) {
+		if (device_fault(node->device, CRAM_FAULT_TRIM_BUSY) && push(&node->trims, NODE_TRIMS, dpa)) {
+			count(&node->trims_busy, 1);
+			break;
+		}
 		trim(node, op, dpa);
+		flushed++;
+	}
 	leave(op, home);
 	return flushed;
 }
@@ -262,6 +277,8 @@ void node_close(struct node *node, struct op *home)
 		device_lock_page(op, dpa);
 		put(node, op, dpa);
 	}
+	/* Whatever the driver says: he goes too. */
+	while ((dpa = pop(&node->trims)) != DEVICE_NO_PAGE)
+		trim(node, op, dpa);
 	leave(op, home);
-	node_flush_trims(node, home);
 }

@@ -46,7 +46,7 @@ struct node {
 	_Atomic uint64_t promoted, poisoned;
 	_Atomic uint64_t refused[CRAM_REFUSALS];
 	_Atomic uint64_t approved, unapproved;
-	_Atomic uint64_t trims_done, trims_deferred, trims_full;
+	_Atomic uint64_t trims_done, trims_deferred, trims_full, trims_busy;
 };
 
 /* Whether the node takes a page now: CRAM_TAKEN, or why not. It is counted. */
@@ -60,7 +60,7 @@ bool node_poisoned(struct node *node, uint64_t dpa);
 uint32_t node_size(struct node *node, struct op *home, uint64_t dpa);
 /* The page is free: the driver trims it now or later. */
 void node_release(struct node *node, struct op *home, uint64_t dpa);
-/* Trims what waits to be: how many. */
+/* Trims what waits to be, until the driver puts one off: how many. */
 uint64_t node_flush_trims(struct node *node, struct op *home);
 
 /* Device pages to ask the driver for, which hold nothing yet: at most n, how many. */

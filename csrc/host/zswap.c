@@ -358,7 +358,7 @@ static void release(struct zswap_memory *memory, struct op *op, uint64_t page, u
 			note(memory, page, entry, CRAM_NOTE_PROMOTED);
 		}
 		node_release(node, op, swap_dpa(entry));
-		if (node->params.trim_buffer > 0)
+		if (atomic_load_explicit(&node->trims.count, memory_order_relaxed) > 0)
 			zswap_want(zswap, CRAM_WORK_TRIM);
 		note(memory, page, entry, CRAM_NOTE_FREED);
 		break;

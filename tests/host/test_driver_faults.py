@@ -1,0 +1,91 @@
+"""Faults of the driver's contract, and what the manager makes of them."""
+
+import pytest
+from managed import memory_of, no_swap, roomy
+from samples import PAGE, noise
+
+from cram_emu import Device
+from cram_emu.host import Driver
+
+pytestmark = pytest.mark.usefixtures("skip_unless_userfaultfd")
+PAGES = 64
+
+
+def fill(memory) -> None:
+    for page in range(PAGES):
+        memory[page * PAGE : (page + 1) * PAGE] = noise(page)
+
+
+def intact(memory) -> bool:
+    return all(memory[page * PAGE : (page + 1) * PAGE] == noise(page) for page in range(PAGES))
+
+
+class TestAlloc:
+    @pytest.mark.parametrize("struck", (True, False))
+    def test_refused(self, struck: bool) -> None:
+        """Pages that the driver refuses go to the pool, and are counted; the twin's go to the device."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev)
+            dev.faults["alloc"].set(probability=100 if struck else 0)
+            fill(memory)
+            memory.reclaim(PAGES)
+            stats = manager.stats
+            assert (stats.stored_direct_pages, stats.stored_pool_pages) == ((0, PAGES) if struck else (PAGES, 0))
+            assert node.stats.refused["callback"] == (PAGES if struck else 0) == dev.faults["alloc"].struck
+            assert intact(memory)
+
+    def test_times(self) -> None:
+        """It passes: with times=3 three pages are refused, and the next is taken."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            manager.add_node(dev)
+            dev.faults["alloc"].set(probability=100, times=3)
+            fill(memory)
+            memory.reclaim(PAGES)
+            assert (manager.stats.stored_pool_pages, manager.stats.stored_direct_pages) == (3, PAGES - 3)
+            assert intact(memory)
+
+
+class TestUnsafe:
+    @pytest.mark.parametrize("struck", (True, False))
+    def test_full_device(self, struck: bool) -> None:
+        """Told that a full device is safe, the host loses pages: as poison, and counted. Told the truth it loses none."""
+        with Device("4M", "64K") as dev, no_swap() as manager, memory_of(manager) as memory:
+            manager.add_node(dev)
+            dev.faults["unsafe"].set(probability=100 if struck else 0)
+            fill(memory)
+            memory.reclaim(PAGES)
+            lost = dev.stats.dropped_writes
+            assert (lost > PAGES / 2) is struck and (dev.faults["unsafe"].struck > 0) is struck
+            assert dev.stats.pages_poison == lost
+            if not struck:
+                assert intact(memory)
+
+
+class TestTrimBusy:
+    @pytest.mark.parametrize("struck", (True, False))
+    def test_put_off(self, struck: bool) -> None:
+        """A trim that the driver puts off leaves its page's capacity in use until the next flush that he agrees to."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(flush_interval=3600))
+            fill(memory)
+            memory.reclaim(PAGES)
+            used = dev.stats.used
+            dev.faults["trim_busy"].set(probability=100 if struck else 0)
+            memory.discard(0, len(memory))
+            assert dev.stats.used == (used if struck else 0)
+            assert node.stats.trims_waiting == (PAGES if struck else 0)
+            assert node.flush() == 0
+            dev.faults["trim_busy"].off()
+            assert node.flush() == (PAGES if struck else 0)
+            assert (dev.stats.used, node.stats.trims_waiting) == (0, 0)
+            assert (node.stats.trims_busy > 0) is struck
+
+    def test_leaves(self) -> None:
+        """A node that leaves takes nothing with it, whatever its driver says."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(flush_interval=3600))
+            fill(memory)
+            memory.reclaim(PAGES)
+            dev.faults["trim_busy"].set(probability=100)
+            manager.remove_node(node)
+            assert dev.stats.used == 0 and intact(memory)
