@@ -110,7 +110,8 @@ class Worker:
 
     def write(self, path: Path) -> None:
         data = nonsense(self.random)
-        if str(path).endswith(_HOTPLUG):
+        # What is pulled out stays out: the first device is looked at in the end.
+        if str(path).endswith((*_HOTPLUG, "/remove")) or "fail_cram_removal" in str(path):
             data = b"\xff" + data
         if not data:
             return
