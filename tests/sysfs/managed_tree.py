@@ -32,7 +32,8 @@ class Managed:
         self.memdev = self.machine.join(self.path)
 
     def fill(self) -> None:
-        """Every page is written, and then none has a frame."""
+        """Every page is written, and then none has a frame; nothing goes on in the background between two readings."""
+        self.zswap._reclaimer.stop()
         for page in range(PAGES):
             self.memory[page * PAGE : (page + 1) * PAGE] = entropy(page)
         self.memory.reclaim(PAGES)
