@@ -39,11 +39,13 @@ static void clear_part(struct device *device, uint64_t from, uint64_t to)
 		memset(device->base + from, 0, to - from);
 }
 
-/* What a page that lost its data becomes. */
+/* What a page that lost its data becomes. A death before the last store leaves BUSY, and so the page to the next rebuild:
+ * the entry of before with the check word of now would be another content. */
 static void lose(struct device *device, uint64_t page, enum cram_poison_source source, uint64_t keep)
 {
 	bool recorded;
 
+	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
 	poison_remove(device->poison, page << PAGE_SHIFT, PAGE_SIZE);
 	recorded = poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, source);
 	atomic_store(&device->map.checks[page], UINT32_MAX);
@@ -100,25 +102,27 @@ static bool gone(const struct device *device, uint64_t dead, int client)
 static void rebuild_page(struct device *device, uint64_t page, uint64_t dead)
 {
 	uint64_t entry = pagemap_entry(&device->map, page);
-	bool lost = false;
+	/* Nobody parks in the middle of a change, so that it was one who died, be it in a rebuild or a reset. */
+	bool lost = entry & ENTRY_BUSY;
+	uint64_t keep;
 
 	if (entry == 0)
 		return;
 	/* All stand still: who holds a page is parked, and who is not parked holds none, whatever a damaged entry says. */
 	if ((entry & ENTRY_LOCK) && (gone(device, dead, (int)entry_holder(entry)) ||
-				     !client_parked(&device->clients->table[entry_holder(entry)]))) {
-		lost = entry & ENTRY_BUSY;
-		entry &= ~(ENTRY_LOCK | ENTRY_BUSY | ENTRY_HOLDER);
-	}
+				     !client_parked(&device->clients->table[entry_holder(entry)])))
+		entry &= ~(ENTRY_LOCK | ENTRY_HOLDER);
 	if ((entry & ENTRY_DIRTY) && gone(device, dead, clients_owner(device->clients, page))) {
 		lost = true;
 		entry &= ~ENTRY_DIRTY;
 	}
-	atomic_store(&device->map.entries[page], entry);
+	keep = entry & (ENTRY_LOCK | ENTRY_DIRTY | ENTRY_HOLDER);
+	/* Without DIRTY the entry says that what it has is newest: BUSY, until lose() is done, says that it is not. */
+	atomic_store(&device->map.entries[page], lost ? entry | ENTRY_BUSY : entry);
 	if (lost)
-		lose(device, page, CRAM_POISON_LOST, 0);
+		lose(device, page, CRAM_POISON_LOST, keep);
 	else if (entry_state(entry) > CRAM_PAGE_POISON || !claim_chain(device, page, entry))
-		lose(device, page, CRAM_POISON_MEDIA, entry & (ENTRY_LOCK | ENTRY_DIRTY | ENTRY_HOLDER));
+		lose(device, page, CRAM_POISON_MEDIA, keep);
 	count_page(device, page);
 }
 
@@ -278,6 +282,8 @@ static void lose_contents(struct device *device, uint64_t page, bool keep_list)
 	}
 	if (entry_state(entry) != CRAM_PAGE_POISON)
 		atomic_fetch_add(&device->super->lost_pages, 1);
+	/* A death before the last store: as in lose(). */
+	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
 	if (!recorded && poison_add(device->poison, page << PAGE_SHIFT, PAGE_SIZE, CRAM_POISON_LOST))
 		recorded = ENTRY_RECORDED;
 	atomic_store(&device->map.checks[page], UINT32_MAX);

@@ -202,9 +202,45 @@ static void removal_beside_others(void)
 
 /* ---- deaths ---------------------------------------------------------------------------------------------- */
 
+static void reset_for_ever(void *arg)
+{
+	struct device again;
+
+	rig_open_again(arg, &again);
+	for (unsigned i = 0;; i++) {
+		for (uint64_t page = 0; page < PAGES; page += 3)
+			rig_store(&again, page, i, i);
+		device_strike(&again, i % 2 ? CRAM_FAULT_RESET : CRAM_FAULT_POWER_CYCLE);
+	}
+}
+
+/* Who dies in the middle of a reset leaves half of one: each page is whole or poison, and the next one finds all in order. */
+static void death_in_a_reset(void)
+{
+	for (unsigned i = 0; i < 40; i++) {
+		uint8_t bytes[PAGE_SIZE];
+		struct device device;
+		uint32_t version;
+		pid_t pid;
+
+		create_filled(&device, 20);
+		pid = child_start(reset_for_ever, &device);
+		while (*(volatile _Atomic uint32_t *)&device.clients->losses < i + 1)
+			sched_yield();
+		child_kill(pid);
+		CHECK_EQ(device_reap(&device, NULL), 0);
+		CHECK_AUDIT(&device);
+		for (uint64_t page = 0; page < PAGES; page++)
+			CHECK(rig_load(&device, page, bytes) != 0 || page % 7 == 6 ||
+			      rig_recognise(bytes, page, &version));
+		device_close(&device, false);
+	}
+}
+
 static const struct test tests[] = {
 	TEST(strikes_leave_order),   TEST(others_are_refused), TEST(removal_is_final),
 	TEST(resets_beside_others),  TEST(stores_are_struck),  TEST(removal_beside_others),
+	TEST(death_in_a_reset),
 };
 
 int main(int argc, char **argv)
