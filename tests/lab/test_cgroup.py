@@ -3,7 +3,9 @@
 Version 1 is tested for real with the peers that use it: test_zram.py, test_kernel_zswap.py.
 """
 
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,15 @@ class TestVersion2:
             assert control.read_text() == (delegated if "memory" in delegated else "+memory\n")
         assert not group.path.exists()
         assert control.read_text() == (delegated if "memory" in delegated else "-memory\n")
+
+    def test_counters(self, tmp_path, monkeypatch):
+        """They are summed up, by a reader of the statistics, as long as the group is there."""
+        monkeypatch.setattr(Path, "rmdir", shutil.rmtree)
+        (tmp_path / "cgroup.subtree_control").write_text("memory")
+        with cgroup.memory_group(64 * MIB, Hierarchy(tmp_path, 2), "group") as group:
+            os.mkfifo(group.path / "memory.stat")
+            # Opens when the other end does.
+            with open(group.path / "memory.stat", "wb"):
+                (reader,) = (t for t in threading.enumerate() if t.name == "cram-emu-counters")
+                (group.path / "memory.stat").unlink()
+        assert not reader.is_alive()
