@@ -43,17 +43,16 @@ class ManagedMemory(Mapping):
         group: Memcg | None = None,
         delivery: str = "monitor",
     ):
-        own_manager = manager is None
-        manager = Zswap() if manager is None else manager
         params = ffi.new("struct cram_managed_params *")
         set_field(params, "length", parse_size(size))
         set_field(params, "dram", parse_size(dram))
         set_field(params, "delivery", choose("delivery", delivery, DELIVERIES))
-        group = manager.root if group is None else group
-        if group._manager is not manager:
-            if own_manager:
-                manager.close()
+        if group is not None and group._manager is not manager:
             raise InvalidArgument("group: it is another manager's")
+        own_manager = manager is None
+        if own_manager:
+            manager = Zswap()
+        group = manager.root if group is None else group
         params.group = group.number
         handle = ffi.new("cram_map **")
         try:
@@ -89,16 +88,16 @@ class ManagedMemory(Mapping):
     def _work(self, function, pages: int) -> int:
         if not isinstance(pages, int) or not 0 <= pages < 2**63:
             raise InvalidArgument(f"pages {pages!r}: not a number of pages")
-        self._check_open()
-        done = ffi.new("uint64_t *")
-        check(function(self._handle, pages, done))
-        return done[0]
+        return self._done(function, pages)
 
     def balance(self) -> int:
         """What the manager's thread does when frames run short: reclaims to the low mark; returns how many pages."""
+        return self._done(lib.cram_map_balance)
+
+    def _done(self, function, *arguments: int) -> int:
         self._check_open()
         done = ffi.new("uint64_t *")
-        check(lib.cram_map_balance(self._handle, done))
+        check(function(self._handle, *arguments, done))
         return done[0]
 
     def discard(self, offset: int, length: int | str) -> None:

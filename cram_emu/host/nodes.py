@@ -126,7 +126,7 @@ class Node:
         self._asked = 0.0
         self._heard = 0
         self._verdict = True
-        self._approving = driver.page_allocated is not None
+        self._refused_all = False
         self._page_size = PAGE
         self._lock = threading.Lock()
         node = weakref.ref(self)
@@ -210,18 +210,13 @@ class Node:
             lib.cram_node_publish(
                 self._handle(),
                 self.number,
-                self._verdict and (self._approving is False or self._approved_lately()),
+                self._verdict and not self._refused_all,
                 known.no_alloc if no_alloc is None else no_alloc,
                 known.pressure if pressure is None else pressure,
                 self._page_size,
             )
 
     # -- callbacks
-
-    _refused_all = False
-
-    def _approved_lately(self) -> bool:
-        return not self._refused_all
 
     def _call(self, name: str, callback: Callable, *arguments):
         start = time.monotonic()

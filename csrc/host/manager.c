@@ -268,7 +268,7 @@ int cram_zswap_add_node(cram_zswap *zswap, cram_device *device, const struct cra
 	return code;
 }
 
-/* One turn of moving pages of a memory off a node, from *page on. */
+/* One turn of moving pages of a memory off a node, from *page on: PAGESET_END at the end. */
 static int move_off(struct cram_map *map, struct op *op, unsigned node, uint64_t *page)
 {
 	struct pager *pager = &map->pager;
@@ -288,10 +288,8 @@ static int move_off(struct cram_map *map, struct op *op, unsigned node, uint64_t
 	return 0;
 }
 
-/* Calls fn again and again for a memory, a turn a visit, until it says that it is at the end (page is PAGESET_END), or fails. */
-typedef int turn_fn(struct cram_map *map, struct op *op, unsigned node, uint64_t *page);
-
-static int each_memory(struct cram_zswap *zswap, turn_fn *fn, unsigned node)
+/* A turn a visit: others want the home device too. */
+static int move_all_off(struct cram_zswap *zswap, unsigned node)
 {
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		uint64_t page = 0;
@@ -305,7 +303,7 @@ static int each_memory(struct cram_zswap *zswap, turn_fn *fn, unsigned node)
 			if (zswap->home->maps[i] == NULL)
 				page = PAGESET_END;
 			else
-				code = fn(zswap->home->maps[i], visit.op, node, &page);
+				code = move_off(zswap->home->maps[i], visit.op, node, &page);
 			visit_end(&visit);
 			if (code != 0)
 				return code;
@@ -345,7 +343,7 @@ int cram_zswap_remove_node(cram_zswap *zswap, uint32_t nid)
 	 * the reclaim of policies out; this sees faults out. */
 	delivery_pause();
 	delivery_resume();
-	code = each_memory(zswap, move_off, nid);
+	code = move_all_off(zswap, nid);
 	if (code == 0)
 		code = let_go(zswap, node);
 	if (code != 0)

@@ -59,9 +59,9 @@ static uint64_t take(struct node *node, struct op *op)
 	return dpa;
 }
 
-/* A locked one's end. */
 static void put(struct node *node, struct op *op, uint64_t dpa)
 {
+	device_lock_page(op, dpa);
 	atomic_store(&node->table.entries[dpa], 0);
 	device_put_page(op, dpa);
 	device_unlock_page(op, dpa);
@@ -69,7 +69,6 @@ static void put(struct node *node, struct op *op, uint64_t dpa)
 
 static void trim(struct node *node, struct op *op, uint64_t dpa)
 {
-	device_lock_page(op, dpa);
 	put(node, op, dpa);
 	count(&node->trims_done, 1);
 }
@@ -113,7 +112,7 @@ enum cram_refusal node_may_take(struct node *node)
 	return why;
 }
 
-uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, enum cram_refusal *why)
+uint64_t node_store(struct node *node, struct op *home, const uint8_t *page)
 {
 	struct op *op = enter(node, home);
 	uint64_t dpa = pop(&node->stock);
@@ -122,7 +121,6 @@ uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, enu
 		device_lock_page(op, dpa);
 	else
 		dpa = take(node, op);
-	*why = dpa != DEVICE_NO_PAGE ? CRAM_TAKEN : CRAM_REFUSED_FULL;
 	if (dpa != DEVICE_NO_PAGE) {
 		/* A posted write: whether the device had room for it, a host does not hear. */
 		device_store(op, dpa, page);
@@ -159,7 +157,6 @@ void node_answer(struct node *node, struct op *home, const uint64_t *dpas, const
 			count(&node->unapproved, 1);
 			count(&node->refused[CRAM_REFUSED_CALLBACK], 1);
 		}
-		device_lock_page(op, dpas[i]);
 		put(node, op, dpas[i]);
 	}
 	leave(op, home);
@@ -201,7 +198,6 @@ uint32_t node_size(struct node *node, struct op *home, uint64_t dpa)
 void node_release(struct node *node, struct op *home, uint64_t dpa)
 {
 	struct op *op = enter(node, home);
-
 	bool busy = device_fault(node->device, CRAM_FAULT_TRIM_BUSY);
 	uint32_t room = busy ? NODE_TRIMS : node->params.trim_buffer;
 
@@ -227,7 +223,7 @@ uint64_t node_flush_trims(struct node *node, struct op *home)
 	if (waiting == 0)
 		return 0;
 	op = enter(node, home);
-	for (; waiting-- > 0 && (dpa = pop(&node->trims)) != DEVICE_NO_PAGE;) {
+	while (waiting-- > 0 && (dpa = pop(&node->trims)) != DEVICE_NO_PAGE) {
 		if (device_fault(node->device, CRAM_FAULT_TRIM_BUSY) && push(&node->trims, NODE_TRIMS, dpa)) {
 			count(&node->trims_busy, 1);
 			break;
@@ -273,10 +269,8 @@ void node_close(struct node *node, struct op *home)
 	uint64_t dpa;
 	struct op *op = enter(node, home);
 
-	while ((dpa = pop(&node->stock)) != DEVICE_NO_PAGE) {
-		device_lock_page(op, dpa);
+	while ((dpa = pop(&node->stock)) != DEVICE_NO_PAGE)
 		put(node, op, dpa);
-	}
 	/* Whatever the driver says: he goes too. */
 	while ((dpa = pop(&node->trims)) != DEVICE_NO_PAGE)
 		trim(node, op, dpa);

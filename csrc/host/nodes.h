@@ -51,8 +51,8 @@ struct node {
 
 /* Whether the node takes a page now: CRAM_TAKEN, or why not. It is counted. */
 enum cram_refusal node_may_take(struct node *node);
-/* Copies a page to a device page of its own: its number, or DEVICE_NO_PAGE and *why. */
-uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, enum cram_refusal *why);
+/* Copies a page to a device page of its own: its number, or DEVICE_NO_PAGE, which is counted: the node is full. */
+uint64_t node_store(struct node *node, struct op *home, const uint8_t *page);
 /* copy_mc_to_kernel(): the poisoned lines, whose bytes must not be used. */
 uint64_t node_load(struct node *node, struct op *home, uint64_t dpa, uint8_t *to);
 bool node_poisoned(struct node *node, uint64_t dpa);

@@ -99,20 +99,3 @@ bool swapfile_read(const struct swapfile *swap, uint64_t slot, void *page)
 {
 	return transfer(SYS_pread64, swap->fd, slot, page);
 }
-
-bool swapfile_copy(const struct swapfile *swap, int to)
-{
-	uint8_t page[PAGE_SIZE];
-
-	for (uint64_t slot = 0; slot < swap->slots; slot++) {
-		uint64_t taken = atomic_load_explicit(&swap->taken[slot / 64], memory_order_relaxed);
-
-		if (taken == 0) {
-			slot |= 63;
-			continue;
-		}
-		if ((taken >> slot % 64 & 1) && !(swapfile_read(swap, slot, page) && transfer(SYS_pwrite64, to, slot, page)))
-			return false;
-	}
-	return true;
-}

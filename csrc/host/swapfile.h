@@ -31,7 +31,5 @@ uint64_t swapfile_write(struct swapfile *swap, const void *page);
 /* False: it cannot be read, and the page is undefined. */
 bool swapfile_read(const struct swapfile *swap, uint64_t slot, void *page);
 void swapfile_free(struct swapfile *swap, uint64_t slot);
-/* Copies what is in use to another, empty file, for a child of fork. False: it cannot. */
-bool swapfile_copy(const struct swapfile *swap, int to);
 
 #endif

@@ -43,24 +43,18 @@ uint64_t zswap_max_pages(const struct zswap *zswap)
 }
 
 /* mm/zswap.c, zswap_check_limits(): two thresholds, or a pool at its limit would take and refuse in turns. */
-static bool check_limits(struct zswap *zswap, bool hit)
+static bool check_limits(struct zswap *zswap)
 {
 	uint64_t pages = zswap_total_pages(zswap, (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT));
 	uint64_t max = zswap_max_pages(zswap);
 
 	if (pages >= max) {
-		if (hit)
-			zswap_count(zswap, CRAM_ZSWAP_POOL_LIMIT_HIT, 1);
+		zswap_count(zswap, CRAM_ZSWAP_POOL_LIMIT_HIT, 1);
 		atomic_store_explicit(&zswap->pool_full, 1, memory_order_relaxed);
 	} else if (pages <= max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100) {
 		atomic_store_explicit(&zswap->pool_full, 0, memory_order_relaxed);
 	}
 	return atomic_load_explicit(&zswap->pool_full, memory_order_relaxed);
-}
-
-bool zswap_must_shrink(struct zswap *zswap)
-{
-	return check_limits(zswap, false);
 }
 
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
@@ -132,7 +126,6 @@ static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *fr
 
 	for (unsigned i = 0; i < NODES_MAX; i++) {
 		struct node *node = &zswap->nodes[i];
-		enum cram_refusal why;
 		uint64_t dpa;
 
 		if (i == except || atomic_load(&node->state) != NODE_ONLINE)
@@ -143,7 +136,7 @@ static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *fr
 		}
 		if (node_may_take(node) != CRAM_TAKEN)
 			continue;
-		dpa = node_store(node, op, frame, &why);
+		dpa = node_store(node, op, frame);
 		if (dpa != DEVICE_NO_PAGE) {
 			uint32_t charge = charge_of(zswap, node, op, dpa);
 
@@ -235,11 +228,11 @@ static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t p
 		return 0;
 	}
 	/* Direct pages that do not count against the limit do not ask for it either. */
-	full = counted && !force && check_limits(zswap, true);
+	full = counted && !force && check_limits(zswap);
 	if (!full)
 		entry = put_direct(zswap, op, frame, except);
 	if (entry == 0 && !counted && !force)
-		full = check_limits(zswap, true);
+		full = check_limits(zswap);
 	if (entry == 0 && !full)
 		entry = compress_to_pool(memory, op, page, frame, force);
 	if (full) {

@@ -92,8 +92,6 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
 /* total_pages of mm/zswap.c, with the direct ones as the setting has it; and the limit. */
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct);
 uint64_t zswap_max_pages(const struct zswap *zswap);
-/* More than the acceptance threshold, since the limit was met? */
-bool zswap_must_shrink(struct zswap *zswap);
 
 /* In a child of fork, whose parent saw to it that no thread was at work here, and whose home device, as which it takes the
  * parent's over, is the one node. False: it cannot. */
