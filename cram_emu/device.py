@@ -133,6 +133,7 @@ class Client:
     faults: int  #: answered since it came
     written_back: int  #: pages, since it came
     poison_faults: int  #: accesses to its mappings that met poison
+    make_it_fail: bool  #: faults with a task filter strike it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -430,8 +431,17 @@ class Device:
     def clients(self) -> list[Client]:
         """Who has the device open, this process among them, and one that has died and is not reaped yet."""
         return _listed(
-            self, "cram_client", lib.cram_client_list, lambda client: Client(**fields(client))
+            self, "cram_client", lib.cram_client_list, lambda client: _client(fields(client))
         )
+
+    def make_it_fail(self, pid: int, on: bool = True) -> None:
+        """Marks a process for faults with a task filter, as /proc/PID/make-it-fail does, or no more.
+
+        InvalidArgument: it does not have the device open.
+        """
+        if not isinstance(pid, int) or not 0 < pid < 2**32:
+            raise InvalidArgument(f"process {pid!r}: not a process id")
+        check(lib.cram_make_it_fail(self._handle, pid, bool(on)))
 
     def page(self, dpa: int) -> PageInfo:
         """What the page map says of the page that holds dpa."""
@@ -550,6 +560,10 @@ def _listed(device: Device, struct: str, function, make: Callable[[Any], Any]) -
         if found <= room:
             return [make(entry) for entry in entries[0:found]]
         room = found
+
+
+def _client(values: dict[str, Any]) -> Client:
+    return Client(**values | {"make_it_fail": bool(values["make_it_fail"])})
 
 
 def _path(path: str | os.PathLike[str]) -> bytes:

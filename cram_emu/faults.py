@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from cram_emu._core import check, ffi, lib
+from cram_emu._core import check, choose, ffi, lib
 from cram_emu.errors import InvalidArgument
 from cram_emu.sizes import parse_size
 
@@ -31,6 +31,9 @@ class Attributes:
     space: int = 0  #: bytes that pass before the first one
     seed: int = 0  #: the same seed, the same answers
     value: int = 0  #: what it is: Fault.unit
+    distribution: str = "constant"  #: how value, their mean, varies: constant, uniform, exponential or pareto
+    verbose: int = 1  #: 0: strikes are counted, not told
+    task_filter: bool = False  #: strikes only the processes that Device.make_it_fail() has marked
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,6 +59,14 @@ _TEXTS = _texts()
 #: The names of all faults, in the order of csrc/device/inject.h.
 NAMES = tuple(_TEXTS)
 ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Attributes))
+DISTRIBUTIONS = {
+    "constant": lib.CRAM_CONSTANT,
+    "uniform": lib.CRAM_UNIFORM,
+    "exponential": lib.CRAM_EXPONENTIAL,
+    "pareto": lib.CRAM_PARETO,
+}
+_DISTRIBUTION_NAMES = {number: name for name, number in DISTRIBUTIONS.items()}
+_BOOLEANS = {"1": True, "Y": True, "0": False, "N": False}
 
 
 class Fault:
@@ -75,14 +86,24 @@ class Fault:
     def attributes(self) -> Attributes:
         attr = self._read()
         probability = attr.probability * 100 / lib.CRAM_FAULT_CERTAIN
-        return Attributes(probability, attr.interval, attr.times, attr.space, attr.seed, attr.value)
+        return Attributes(
+            probability,
+            attr.interval,
+            attr.times,
+            attr.space,
+            attr.seed,
+            attr.value,
+            _DISTRIBUTION_NAMES[attr.distribution],
+            attr.verbose,
+            bool(attr.task_filter),
+        )
 
     @property
     def struck(self) -> int:
         """How often it has, since the device was made."""
         return self._read().struck
 
-    def set(self, **attributes: float | int) -> None:
+    def set(self, **attributes: float | int | str) -> None:
         """Attributes by name, the others as they are; counting and the seed's sequence begin anew.
 
         InvalidArgument, naming the value, and nothing changes.
@@ -96,6 +117,9 @@ class Fault:
         attr.times = self._integer("times", new.times, -1, 2**63 - 2)
         for name in ("interval", "space", "seed", "value"):
             setattr(attr, name, self._integer(name, getattr(new, name), 0, _U64_MAX))
+        attr.distribution = choose(f"{self.name}: distribution", new.distribution, DISTRIBUTIONS)
+        attr.verbose = self._integer("verbose", new.verbose, 0, 2)
+        attr.task_filter = self._integer("task-filter", new.task_filter, 0, 1)
         check(lib.cram_fault_set(self._device._handle, self._number, attr))
 
     def strike(self) -> None:
@@ -144,10 +168,21 @@ class UnknownFault(InvalidArgument, KeyError):
     __str__ = InvalidArgument.__str__
 
 
-def parse_attribute(name: str, text: str) -> float | int:
-    """What an attribute's text says; space takes "64M" too. InvalidArgument."""
-    if name not in ATTRIBUTES:
-        raise InvalidArgument(f"no attribute {name!r}; there are {', '.join(ATTRIBUTES)}")
+def file_name(attribute: str) -> str:
+    """As users write it: the kernel's file is task-filter."""
+    return attribute.replace("_", "-")
+
+
+def parse_attribute(name: str, text: str) -> float | int | str:
+    """What an attribute's text says; space takes "64M" too, task-filter Y and N. InvalidArgument."""
+    if name not in map(file_name, ATTRIBUTES):
+        raise InvalidArgument(f"no attribute {name!r}; there are {', '.join(map(file_name, ATTRIBUTES))}")
+    if name == "distribution":
+        return text
+    if name == "task-filter":
+        if text.upper() not in _BOOLEANS:
+            raise InvalidArgument(f"{name} {text!r}: neither Y nor N")
+        return _BOOLEANS[text.upper()]
     try:
         if name == "space" and text[-1:].isalpha():
             return parse_size(text)
@@ -156,15 +191,15 @@ def parse_attribute(name: str, text: str) -> float | int:
         raise InvalidArgument(f"{name} {text!r}: not a number") from None
 
 
-def parse(text: str) -> tuple[str, dict[str, float | int]]:
+def parse(text: str) -> tuple[str, dict[str, float | int | str]]:
     """ "poison:probability=0.01,times=3" as a name and attributes; a name alone: it always strikes. InvalidArgument."""
     name, _, rest = text.partition(":")
     if name not in _TEXTS:
         raise UnknownFault(name)
-    attributes: dict[str, float | int] = {"probability": 100.0}
+    attributes: dict[str, float | int | str] = {"probability": 100.0}
     for word in rest.split(",") if rest else ():
         key, equals, value = word.partition("=")
         if not equals:
             raise InvalidArgument(f"{text!r}: {word!r} is not ATTRIBUTE=VALUE")
-        attributes[key] = parse_attribute(key, value)
+        attributes[key.replace("-", "_")] = parse_attribute(key, value)
     return name, attributes

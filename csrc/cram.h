@@ -159,6 +159,7 @@ int cram_set_thresholds(cram_device *device, uint64_t low_remaining, uint64_t hi
 /* A process that has the device open. */
 struct cram_client {
 	uint32_t pid;
+	uint32_t make_it_fail;    /* 1: faults with a task filter strike it */
 	uint64_t mapped;          /* bytes of the device, in all its mappings */
 	uint64_t resident_frames; /* frames of its mappings, or about to be */
 	uint64_t dirty_frames;    /* those newer than the media */
@@ -281,6 +282,15 @@ enum cram_fault {
 
 enum { CRAM_FAULT_CERTAIN = 1000000000 };
 
+/* How a value varies from strike to strike. It is the mean of all of them; the largest value of a fault cuts them off. */
+enum cram_distribution {
+	CRAM_CONSTANT,
+	CRAM_UNIFORM,     /* from 0 to twice the value */
+	CRAM_EXPONENTIAL, /* as waiting in a queue takes */
+	CRAM_PARETO,      /* of shape 1.5: a third of the value at least, and spikes: one in 1000 is over 33 times the value */
+	CRAM_DISTRIBUTIONS,
+};
+
 /* When one strikes, as the kernel's fault attributes have it (Documentation/fault-injection). */
 struct cram_fault_attr {
 	uint64_t probability; /* of CRAM_FAULT_CERTAIN; 0: off */
@@ -289,6 +299,9 @@ struct cram_fault_attr {
 	uint64_t space;       /* bytes that pass before the first one */
 	uint64_t seed;        /* the same seed, the same answers */
 	uint64_t value;       /* what it is: struct cram_fault_text */
+	uint32_t distribution; /* enum cram_distribution: of value */
+	uint32_t verbose;     /* 0: strikes are counted, and not told (CRAM_INJECTED); 1, as at first, or 2: told */
+	uint32_t task_filter; /* 1: it strikes only clients that cram_make_it_fail() has marked */
 	uint64_t struck;      /* so often it has; not to be set */
 };
 
@@ -305,6 +318,9 @@ const struct cram_fault_text *cram_fault_text(uint32_t fault);
  * begins at the start of the seed's sequence; a store that is under way may still see what was before. */
 int cram_fault_get(cram_device *device, uint32_t fault, struct cram_fault_attr *attr);
 int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_attr *attr);
+/* Marks a process for faults with a task filter, or no more (/proc/PID/make-it-fail); children of fork are marked as it is.
+ * CRAM_EINVAL: it does not have the device open. */
+int cram_make_it_fail(cram_device *device, uint32_t pid, int on);
 /* Has a fault of the device as a whole strike now, whatever its attributes: CRAM_EINVAL for any other than these.
  *   REMOVAL      Surprise removal, for good. Every page is poison to every client; writes are dropped and counted; control calls
  *                answer CRAM_ENODEV, but for clients, poison list, faults, reap, rebuild and the end. cram_open() still joins it.

@@ -113,6 +113,32 @@ class TestMedia:
         fill(dev)
         assert 0 < dev.stats.pages_raw < PAGES
 
+    @pytest.mark.parametrize("codec", [("lz4", 4096), ("lz4", 1024), ("zstd", 4096), ("zstd", 2048)], ids=str)
+    def test_ratio_of_contents(self, codec, on):
+        """Pages take so much, if they took less before; they are whole, also after a rebuild, and give it back."""
+        with Device("4M", "2M", codec=codec[0], block=codec[1]) as dev:
+            dev.faults["ratio"].set(probability=100 if on else 0, value=3000)
+            fill(dev)
+            lengths = {dev.page(page * PAGE).length for page in range(PAGES)}
+            assert (lengths == {3000}) is on
+            dev.rebuild()
+            assert lost(dev) == set()
+            dev.faults["ratio"].set(value=1000)
+            fill(dev)
+            assert min(dev.page(page * PAGE).length for page in range(PAGES)) > PAGE // 2
+            assert lost(dev) == set()
+            dev.discard(0, PAGES * PAGE)
+            assert dev.stats.used == 0
+
+    def test_ratio_varies(self, dev):
+        dev.faults["ratio"].set(probability=100, value=3000, distribution="uniform")
+        fill(dev)
+        infos = [dev.page(page * PAGE) for page in range(PAGES)]
+        assert len({info.length for info in infos}) > PAGES // 3
+        # Of 0 to 6000: a third do not compress at all, and a third did not compress better anyway.
+        assert PAGES // 6 < sum(info.state == "raw" for info in infos) < PAGES // 2
+        assert lost(dev) == set()
+
     def test_capacity(self, dev, on):
         """Real capacity shrinks by the step, for good; a rebuild does not find it again."""
         real = dev.stats.real
@@ -422,10 +448,101 @@ def vars_of(attributes: Attributes) -> dict:
     return {name: getattr(attributes, name) for name in ATTRIBUTES}
 
 
+class TestValue:
+    """What a fault does by an amount varies as it is told; seen by registers that lie by it."""
+
+    DRAWN = 4000
+
+    def draw(self, dev: Device, **attributes) -> list[float]:
+        """Values in parts of their mean."""
+        dev.faults["lie"].off()
+        remaining = dev.stats.remaining
+        dev.faults["lie"].set(probability=100, value=1000, **attributes)
+        return sorted(dev.stats.remaining / remaining for _ in range(self.DRAWN))
+
+    # Of the distributions themselves: the share of what is drawn that is larger.
+    @pytest.mark.parametrize(
+        "distribution, shares",
+        [
+            ("constant", {0.999: 1, 1.001: 0}),
+            ("uniform", {0.5: 0.75, 1: 0.5, 1.5: 0.25, 2.001: 0}),
+            ("exponential", {0.1: 0.9048, 1: 0.3679, 2: 0.1353, 3: 0.0498}),
+            ("pareto", {0.33: 1, 0.5: 0.5443, 1: 0.1925, 3: 0.0370, 10: 0.0061}),
+        ],
+    )
+    def test_distribution(self, dev, distribution, shares):
+        drawn = self.draw(dev, distribution=distribution)
+        for value, share in shares.items():
+            # Four deviations of what such a sample has, and the hundredth that the curve is off.
+            allowed = 4 * (share * (1 - share) / self.DRAWN) ** 0.5 + 0.01 * share
+            assert abs(sum(other > value for other in drawn) / self.DRAWN - share) <= allowed, value
+
+    def test_same_seed(self, dev):
+        same = [self.draw(dev, distribution="pareto", seed=seed)[-5:] for seed in (3, 3, 4)]
+        assert same[0] == same[1] != same[2]
+
+    def test_cut_off(self, dev):
+        """By the largest value that the fault takes."""
+        dev.faults["ratio"].set(probability=100, value=4096, distribution="exponential")
+        fill(dev)
+        assert lost(dev) == set()
+
+
+class TestWho:
+    """A fault with a task filter strikes marked processes, and one that is not verbose tells nobody."""
+
+    def test_task_filter(self, dev):
+        dev.faults["store"].set(probability=100, task_filter=True)
+        dev.write(0, content(0))
+        assert dev.stats.dropped_writes == 0
+        dev.make_it_fail(os.getpid())
+        assert [client.make_it_fail for client in dev.clients()] == [True]
+        dev.write(0, content(0))
+        assert dev.stats.dropped_writes == 1
+        dev.make_it_fail(os.getpid(), False)
+        dev.write(0, content(0))
+        assert dev.stats.dropped_writes == 1
+
+    def test_two_processes(self, tmp_path, start_child):
+        """Each of them writes to the same device; the marked one's writes are dropped, the other's are not."""
+        with Device("4M", "2M", path=tmp_path / "device") as dev:
+            child = start_child(
+                "import sys; from cram_emu import Device\n"
+                f"with Device.open({str(tmp_path / 'device')!r}) as dev:\n"
+                "    print(flush=True)\n"
+                "    for page in map(int, sys.stdin): dev.write(page * 4096, bytes(range(256)) * 16); print(flush=True)",
+            )
+            child.stdout.readline()
+            dev.make_it_fail(child.pid)
+            dev.faults["store"].set(probability=100, task_filter=True)
+            child.stdin.write("1\n")
+            child.stdin.flush()
+            child.stdout.readline()
+            dev.write(2 * PAGE, content(2))
+            assert dev.page(PAGE).state == "poison" and dev.page(2 * PAGE).state == "stored"
+            child.communicate()
+            assert child.returncode == 0
+
+    @pytest.mark.parametrize("pid", [1, 0, -1, 2**32, "x"])
+    def test_not_a_client(self, dev, pid):
+        with pytest.raises(InvalidArgument, match=f"process {pid!r}"):
+            dev.make_it_fail(pid)
+
+    @pytest.mark.parametrize("verbose", [0, 1, 2])
+    def test_verbose(self, dev, verbose):
+        dev.faults["store"].set(probability=100, verbose=verbose)
+        dev.write(0, content(0))
+        assert dev.faults["store"].struck == 1
+        assert dev.stats.events == (1 if verbose else 0)
+
+
 class TestParse:
     def test_words(self):
         assert parse("poison") == ("poison", {"probability": 100.0})
         assert parse("poison:probability=0.01,times=0x10") == ("poison", {"probability": 0.01, "times": 16})
+        assert parse("ratio:distribution=pareto,task-filter=Y") == (
+            "ratio", {"probability": 100.0, "distribution": "pareto", "task_filter": True}
+        )  # fmt: skip
 
     @pytest.mark.parametrize(
         "text, named",

@@ -10,14 +10,16 @@ from cram_emu.cli import OK
 from cram_emu.cli.console import Console, add_json
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import InvalidArgument
-from cram_emu.faults import ATTRIBUTES, NAMES, Fault, parse_attribute
+from cram_emu.faults import ATTRIBUTES, NAMES, Fault, file_name, parse_attribute
 
 DESCRIPTION = """\
 Shows the faults of a device, or sets when one of them strikes, as the kernel's fault attributes do: with
 a probability in percent, at every so many chances (interval), so many times (-1: without limit), after so
-many bytes (space). The same seed strikes the same pages. A fault belongs to the device: it strikes every
-program that uses it, until it is switched off. removal, reset and power_cycle befall the device as a
-whole: `now` has them strike at once.
+many bytes (space). The same seed strikes the same pages. What a fault does by an amount (value: a delay, say)
+varies as its distribution says: constant, uniform, exponential or pareto, which has spikes. A fault belongs
+to the device: it strikes every program that uses it, until it is switched off; with task-filter=1 only
+programs run with a --fault that says so too. removal, reset and power_cycle befall the device as a whole:
+`now` has them strike at once.
 """
 
 
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "settings",
         metavar="ATTRIBUTE=VALUE | off | now",
         nargs="*",
-        help=", ".join(ATTRIBUTES),
+        help=", ".join(map(file_name, ATTRIBUTES)),
     )
     add_json(parser)
 
@@ -55,7 +57,7 @@ def _set(fault: Fault, settings: list[str]) -> None:
         name, equals, value = word.partition("=")
         if not equals:
             raise InvalidArgument(f"{word!r}: not ATTRIBUTE=VALUE, off or now")
-        attributes[name] = parse_attribute(name, value)
+        attributes[name.replace("-", "_")] = parse_attribute(name, value)
     fault.set(**attributes)
 
 
@@ -63,22 +65,23 @@ def _tell(console: Console, faults: list[Fault]) -> None:
     found = {
         fault.name: {**dataclasses.asdict(fault.attributes), "struck": fault.struck} for fault in faults
     }
-    columns = ["fault", *ATTRIBUTES, "struck", "effect"]
+    shown = [name for name in (*ATTRIBUTES, "struck") if name != "distribution"]
+    columns = ["fault", *map(file_name, shown), "effect"]
     rows = [
-        [
-            fault.name,
-            *(_cell(name, value, fault.unit) for name, value in found[fault.name].items()),
-            fault.effect,
-        ]
+        [fault.name, *(_cell(name, found[fault.name], fault.unit) for name in shown), fault.effect]
         for fault in faults
     ]
     console.table(columns, rows)
     console.document(found)
 
 
-def _cell(name: str, value: float | int, unit: str) -> str:
+def _cell(name: str, found: dict, unit: str) -> str:
+    value = found[name]
     if name == "probability":
         return f"{value:.9g} %"
     if name == "value":
-        return f"{value} {unit}" if unit else "-"
+        varies = "" if found["distribution"] == "constant" else f", {found['distribution']}"
+        return f"{value} {unit}{varies}" if unit else "-"
+    if isinstance(value, bool):
+        return "Y" if value else "N"
     return str(value)

@@ -157,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
     settings = launch.Settings(_FRAMES if frames is None else frames, args.min_mmap, args.delivery, not args.no_follow)
     if args.seed is not None:
         settings = dataclasses.replace(settings, writeback_ms=0)
+    if any(attributes.get("task_filter") for _, attributes in args.fault):
+        settings = dataclasses.replace(settings, make_it_fail=True)
     try:
         _check(args, settings)
         program = launch.find(args.program)

@@ -52,6 +52,7 @@ class Settings:
     delivery: str = "inline"
     follow: bool = True  #: programs that it starts are placed too
     writeback_ms: int = 100
+    make_it_fail: bool = False  #: faults with a task filter strike it
 
     def check(self, frames: str = "window") -> None:
         """InvalidArgument, naming the value; frames: what the user knows the window as."""
@@ -88,6 +89,7 @@ def environment(
         settings.writeback_ms,
         int(settings.delivery == "monitor"),
         int(settings.follow),
+        int(settings.make_it_fail),
         "-" if book is None else book.path,
         "-" if poison_at is None else poison_at.text,
         "-" if manager is None else f"/proc/{os.getpid()}/fd/{manager.fileno()}",

@@ -148,6 +148,7 @@ int device_fork(struct device *device, struct device_fork *fork)
 		*fork = (struct device_fork){ (unsigned)client, (uint32_t)getpid(), thread_id() };
 		atomic_store(&child->keeper, fork->thread);
 		atomic_store(&child->anonymous, 1);
+		atomic_store(&child->make_it_fail, atomic_load(&device->self->make_it_fail));
 		/* It inherits our frames as they are, those among them that have yet to go. */
 		atomic_store(&child->followed, atomic_load(&device->self->followed));
 		copy_table(device, (unsigned)client);

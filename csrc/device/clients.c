@@ -154,6 +154,7 @@ int clients_join(struct clients *clients)
 			continue;
 		atomic_store(&client->claim_count, 0);
 		atomic_store(&client->anonymous, 0);
+		atomic_store(&client->make_it_fail, 0);
 		atomic_store(&client->anonymous_pages, 0);
 		atomic_store(&client->followed, atomic_load(&clients->losses));
 		atomic_store(&client->dirty_frames, 0);
@@ -229,6 +230,7 @@ size_t clients_list(const struct clients *clients, struct cram_client *list, siz
 			continue;
 		list[found - 1] = (struct cram_client){
 			.pid = atomic_load(&client->pid),
+			.make_it_fail = atomic_load(&client->make_it_fail),
 			.mapped = mapped_pages(client),
 			.resident_frames = atomic_load(&client->resident_frames),
 			.dirty_frames = atomic_load(&client->dirty_frames),
@@ -236,6 +238,21 @@ size_t clients_list(const struct clients *clients, struct cram_client *list, siz
 			.written_back = atomic_load(&client->written_back),
 			.poison_faults = atomic_load(&client->poison_faults),
 		};
+	}
+	return found;
+}
+
+bool clients_mark(struct clients *clients, uint32_t pid, bool on)
+{
+	bool found = false;
+
+	for (uint64_t left = atomic_load(&clients->attached); left != 0; left &= left - 1) {
+		struct client *client = &clients->table[__builtin_ctzll(left)];
+
+		if (atomic_load(&client->pid) != pid)
+			continue;
+		atomic_store(&client->make_it_fail, on);
+		found = true;
 	}
 	return found;
 }

@@ -68,6 +68,7 @@ struct client {
 	_Atomic uint32_t bell;             /* a futex: rung for events, requests, dirty frames, the end */
 	_Atomic uint32_t claim_count;      /* claims in use lie below this */
 	_Atomic uint32_t anonymous;        /* 1: it has a table of device pages */
+	_Atomic uint32_t make_it_fail;     /* 1: faults with a task filter strike it */
 	_Atomic uint64_t anonymous_pages;  /* that its table names */
 	_Atomic uint32_t followed;         /* losses (below) that its frames have followed. A futex */
 	_Alignas(64) _Atomic uint64_t dirty_frames;
@@ -111,6 +112,8 @@ bool clients_hand_over(struct clients *clients, unsigned index, uint32_t parent,
 void clients_leave(struct clients *clients, unsigned index);
 /* Those attached, at most n of them, with `mapped` in pages; returns how many there are. Their counters move on. */
 size_t clients_list(const struct clients *clients, struct cram_client *list, size_t n);
+/* Marks all of a process's clients for faults with a task filter, or no more. False: it has none. */
+bool clients_mark(struct clients *clients, uint32_t pid, bool on);
 /* Bit i: slot i is taken, but its process is gone. */
 uint64_t clients_dead(const struct clients *clients);
 /* Wakes the client's sleepers. */

@@ -3,6 +3,8 @@
  * faults.c - what the faults of inject.h do to the device. With all of them off, a load, a store and a trim look at one word
  * that nobody writes.
  */
+#include <string.h>
+
 #include "error.h"
 #include "inner.h"
 #include "recovery.h"
@@ -12,38 +14,49 @@ static uint64_t remaining_now(const struct device *device)
 	return (device->media.sectors - atomic_load(device->media.used)) * device->media.sector_size;
 }
 
+static bool strikes(struct device *device, enum cram_fault fault)
+{
+	/* Who is about to join evaluates thresholds before it is a client. */
+	return inject_strikes(&device->super->inject, fault, PAGE_SIZE,
+			      device->self != NULL && atomic_load(&device->self->make_it_fail));
+}
+
+static uint64_t value_of(const struct device *device, enum cram_fault fault)
+{
+	return inject_value(&device->super->inject, fault);
+}
+
 /* Under the alert lock. */
 static void tell(struct device *device, enum cram_fault fault, uint64_t page)
 {
+	if (inject_quiet(&device->super->inject, fault))
+		return;
 	alert_push(device->alert, CRAM_INJECTED, fault, remaining_now(device),
 		   page == FAULT_NO_PAGE ? UINT64_MAX : page << PAGE_SHIFT, 0);
 }
 
 bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t page)
 {
-	if (!inject_strikes(&device->super->inject, fault, PAGE_SIZE))
+	if (!strikes(device, fault))
 		return false;
-	device_lock(device, &device->super->alert_lock);
-	tell(device, fault, page);
-	futex_unlock(&device->super->alert_lock);
-	clients_ring_all(device->clients);
+	if (!inject_quiet(&device->super->inject, fault)) {
+		device_lock(device, &device->super->alert_lock);
+		tell(device, fault, page);
+		futex_unlock(&device->super->alert_lock);
+		clients_ring_all(device->clients);
+	}
 	return true;
-}
-
-static uint64_t value_of(const struct device *device, enum cram_fault fault)
-{
-	return atomic_load(&device->super->inject.fault[fault].value);
 }
 
 uint64_t fault_of_interrupt(void *arg)
 {
 	struct device *device = arg;
 
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_LOST_IRQ, PAGE_SIZE)) {
+	if (strikes(device, CRAM_FAULT_LOST_IRQ)) {
 		tell(device, CRAM_FAULT_LOST_IRQ, FAULT_NO_PAGE);
 		return ALERT_LOST;
 	}
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_LATE_IRQ, PAGE_SIZE)) {
+	if (strikes(device, CRAM_FAULT_LATE_IRQ)) {
 		tell(device, CRAM_FAULT_LATE_IRQ, FAULT_NO_PAGE);
 		return value_of(device, CRAM_FAULT_LATE_IRQ) * 1000000;
 	}
@@ -138,6 +151,24 @@ void fault_before_store(struct op *op, uint64_t page)
 
 /* ---- a page that is stored ------------------------------------------------------------------------------- */
 
+bool fault_pad(struct op *op, const uint8_t *page, struct encoded *encoded)
+{
+	uint32_t length = encoded->length, padded = (uint32_t)value_of(op->device, CRAM_FAULT_RATIO);
+
+	if (padded == 0 || padded > op->device->codec.largest_stored) {
+		*encoded = (struct encoded){ .state = CRAM_PAGE_RAW, .length = PAGE_SIZE, .form = page };
+		return false;
+	}
+	/* Its last two bytes say how long the form is (form_length() in page.c). */
+	if (padded < length + 2)
+		return false;
+	memset(op->form + length, 0, padded - length - 2);
+	op->form[padded - 2] = (uint8_t)length;
+	op->form[padded - 1] = (uint8_t)(length >> 8);
+	encoded->length = padded;
+	return true;
+}
+
 static void raise_without_cause(struct device *device, uint64_t times)
 {
 	device_lock(device, &device->super->alert_lock);
@@ -194,16 +225,16 @@ static void tell_stale(struct device *device, struct cram_registers *registers)
 
 int fault_registers(struct device *device, struct cram_registers *registers)
 {
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_NO_ANSWER, PAGE_SIZE))
+	if (strikes(device, CRAM_FAULT_NO_ANSWER))
 		return cram_fail(CRAM_ETIMEDOUT, "the device's registers do not answer");
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_STALE, PAGE_SIZE))
+	if (strikes(device, CRAM_FAULT_STALE))
 		tell_stale(device, registers);
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_SATURATED, PAGE_SIZE)) {
+	if (strikes(device, CRAM_FAULT_SATURATED)) {
 		uint64_t most = value_of(device, CRAM_FAULT_SATURATED);
 
 		registers->remaining = registers->remaining < most ? registers->remaining : most;
 	}
-	if (inject_strikes(&device->super->inject, CRAM_FAULT_LIE, PAGE_SIZE)) {
+	if (strikes(device, CRAM_FAULT_LIE)) {
 		uint64_t value = value_of(device, CRAM_FAULT_LIE);
 
 		registers->remaining = (uint64_t)((__uint128_t)registers->remaining * value / 1000);

@@ -56,12 +56,12 @@ static bool within_space(struct inject_fault *attr, uint64_t size)
 	return true;
 }
 
-bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size)
+bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size, bool marked)
 {
 	struct inject_fault *attr = &inject->fault[fault];
 	uint64_t place, interval;
 
-	if (!inject_armed(inject, fault) || within_space(attr, size))
+	if (!inject_armed(inject, fault) || (atomic_load(&attr->task_filter) && !marked) || within_space(attr, size))
 		return false;
 	place = atomic_fetch_add(&attr->asked, 1);
 	interval = atomic_load(&attr->interval);
@@ -82,6 +82,51 @@ uint64_t inject_chance(const struct inject *inject, enum cram_fault fault)
 	return mix(atomic_load(&attr->seed), 2 * atomic_load(&attr->asked) + 1);
 }
 
+/* The binary logarithm of 1 + f, for f from 0 to 1, and of what it is of: both within a hundredth, which no delay is measured
+ * to. libm would be loaded into every program that the shim is preloaded into. */
+static double curve(double f)
+{
+	return f + 0.344 * f * (1 - f);
+}
+
+static double power_of_two(double exponent)
+{
+	unsigned whole = (unsigned)exponent;
+	double f = exponent - whole;
+
+	return (double)(1ull << whole) * (1 + f - 0.344 * f * (1 - f));
+}
+
+/* -log2 of chance as a number from 0 to 1: 0 to 62. */
+static double minus_log2(uint64_t chance)
+{
+	unsigned zeros = (unsigned)__builtin_clzll(chance |= 3);
+
+	return zeros + 1 - curve((double)(chance << zeros) / 0x1p63 - 1);
+}
+
+uint64_t inject_value(const struct inject *inject, enum cram_fault fault)
+{
+	const struct inject_fault *attr = &inject->fault[fault];
+	uint64_t value = atomic_load(&attr->value), chance = inject_chance(inject, fault);
+	double drawn, most = (double)texts[fault].largest;
+
+	switch (atomic_load(&attr->distribution)) {
+	case CRAM_UNIFORM:
+		drawn = (double)value * (double)chance / 0x1p63;
+		break;
+	case CRAM_EXPONENTIAL:
+		drawn = (double)value * 0.693147 * minus_log2(chance);
+		break;
+	case CRAM_PARETO:
+		drawn = (double)value / 3 * power_of_two(minus_log2(chance) / 1.5);
+		break;
+	default:
+		return value;
+	}
+	return drawn >= most ? texts[fault].largest : (uint64_t)drawn;
+}
+
 void inject_get(const struct inject *inject, enum cram_fault fault, struct cram_fault_attr *to)
 {
 	const struct inject_fault *attr = &inject->fault[fault];
@@ -93,6 +138,9 @@ void inject_get(const struct inject *inject, enum cram_fault fault, struct cram_
 		.space = atomic_load(&attr->space),
 		.seed = atomic_load(&attr->seed),
 		.value = atomic_load(&attr->value),
+		.distribution = atomic_load(&attr->distribution),
+		.verbose = !atomic_load(&attr->quiet),
+		.task_filter = atomic_load(&attr->task_filter),
 		.struck = atomic_load(&attr->struck),
 	};
 }
@@ -109,6 +157,11 @@ int inject_set(struct inject *inject, enum cram_fault fault, const struct cram_f
 		return cram_fail(CRAM_EINVAL, "%s: times %" PRId64 ": not from -1 to 2^63 - 2", text->name, from->times);
 	if (from->value > text->largest)
 		return cram_fail(CRAM_EINVAL, "%s: value %" PRIu64 ": over %" PRIu64, text->name, from->value, text->largest);
+	if (from->distribution >= CRAM_DISTRIBUTIONS)
+		return cram_fail(CRAM_EINVAL, "%s: distribution %u: there are %d", text->name, from->distribution,
+				 CRAM_DISTRIBUTIONS);
+	if (from->verbose > 2)
+		return cram_fail(CRAM_EINVAL, "%s: verbose %u: not from 0 to 2", text->name, from->verbose);
 	/* Nobody is struck by half of it. */
 	atomic_fetch_and(&inject->armed, ~(1u << fault));
 	atomic_store(&attr->probability, from->probability);
@@ -117,6 +170,9 @@ int inject_set(struct inject *inject, enum cram_fault fault, const struct cram_f
 	atomic_store(&attr->space, from->space);
 	atomic_store(&attr->seed, from->seed);
 	atomic_store(&attr->value, from->value);
+	atomic_store(&attr->distribution, from->distribution);
+	atomic_store(&attr->quiet, from->verbose == 0);
+	atomic_store(&attr->task_filter, from->task_filter != 0);
 	atomic_store(&attr->asked, 0);
 	if (from->probability > 0 && from->times != 0)
 		atomic_fetch_or(&inject->armed, 1u << fault);

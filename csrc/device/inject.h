@@ -20,7 +20,7 @@
 	X(STORE, "store", NULL, 0, "a store is refused though there is room: the write is dropped, the page poisoned")  \
 	X(CORRUPT, "corrupt", NULL, 0, "a bit of a stored form flips in the media")                                     \
 	X(POISON, "poison", NULL, 0, "a line of a page that was just stored is poisoned")                               \
-	X(RATIO, "ratio", NULL, 0, "a page does not compress: it is stored as it is")                                   \
+	X(RATIO, "ratio", "bytes", 4096, "a page compresses to so many bytes at best; 0: not at all, it is stored as it is") \
 	X(CAPACITY, "capacity", "bytes", UINT64_MAX, "real capacity is lost, so much as is free")                       \
 	X(TRIM, "trim", NULL, 0, "what a page gives back when it is freed or trimmed stays in use")                     \
 	X(READ_DELAY, "read_delay", "us", 60000000, "a load takes longer")                                              \
@@ -48,6 +48,9 @@ struct inject_fault {
 	_Atomic uint64_t space;       /* bytes that pass before the first one */
 	_Atomic uint64_t seed;
 	_Atomic uint64_t value;
+	_Atomic uint32_t distribution;
+	_Atomic uint32_t quiet;       /* strikes are not told: not `verbose`, so that a new device is all zeros */
+	_Atomic uint32_t task_filter;
 	_Atomic uint64_t asked;
 	_Atomic uint64_t struck;
 };
@@ -63,8 +66,12 @@ static inline bool inject_armed(const struct inject *inject, enum cram_fault fau
 	return __builtin_expect(atomic_load_explicit(&inject->armed, memory_order_relaxed) >> fault & 1, 0);
 }
 
-/* Does it strike now? size: bytes that are at stake. */
-bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size);
+/* Does it strike now? size: bytes that are at stake. marked: who asks may be struck by faults with a task filter. */
+bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size, bool marked);
+static inline bool inject_quiet(const struct inject *inject, enum cram_fault fault)
+{
+	return atomic_load(&inject->fault[fault].quiet);
+}
 /* Counts a strike that nobody asked chance about. */
 static inline void inject_struck(struct inject *inject, enum cram_fault fault)
 {
@@ -72,6 +79,8 @@ static inline void inject_struck(struct inject *inject, enum cram_fault fault)
 }
 /* A number of 64 bits for the strike that was just answered with yes: the same in every run. */
 uint64_t inject_chance(const struct inject *inject, enum cram_fault fault);
+/* The value of that strike, drawn by the same number. */
+uint64_t inject_value(const struct inject *inject, enum cram_fault fault);
 
 void inject_get(const struct inject *inject, enum cram_fault fault, struct cram_fault_attr *attr);
 /* CRAM_EINVAL, naming the value; nothing has changed then. Begins to count anew, and so from the start of the seed. */

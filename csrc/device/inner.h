@@ -48,6 +48,8 @@ static inline void fault_delay(struct op *op, enum cram_fault fault, uint64_t pa
 	if (inject_armed(&op->device->super->inject, fault))
 		fault_delay_armed(op, fault, page);
 }
+/* Pads the stored form of a page, or leaves it raw, as the ratio fault that has just struck wants it. True: it is padded. */
+bool fault_pad(struct op *op, const uint8_t *page, struct encoded *encoded);
 /* What strikes the device before a locked page is stored; it may park. */
 void fault_before_store(struct op *op, uint64_t page);
 /* What strikes a locked page that has just been stored, in the sectors of chain. */

@@ -126,7 +126,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	uint32_t check = 0, need, had;
 	struct encoded encoded;
 	struct chain chain;
-	bool room;
+	bool room, padded = false;
 
 	fault_delay(op, CRAM_FAULT_WRITE_DELAY, page);
 	if (faults_armed(device))
@@ -138,7 +138,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	}
 	codec_encode(&device->codec, &op->space, from, op->form, &encoded);
 	if (encoded.state == CRAM_PAGE_STORED && fault_strikes(device, CRAM_FAULT_RATIO, page))
-		encoded = (struct encoded){ .state = CRAM_PAGE_RAW, .length = PAGE_SIZE, .form = from };
+		padded = fault_pad(op, from, &encoded);
 	need = media_sectors_for(media, encoded.length);
 	/* Only growth is reserved: rewriting a full device without growth succeeds, whoever else asks for room. */
 	do {
@@ -172,7 +172,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 		media_chain_link(media, &chain, tag_of(page));
 		media_write(media, &chain, encoded.form, encoded.length);
 		check = codec_check(encoded.form, encoded.length, page);
-		next |= chain.sector[0] | (chain.run ? ENTRY_RUN : 0);
+		next |= chain.sector[0] | (chain.run ? ENTRY_RUN : 0) | (padded ? ENTRY_PADDED : 0);
 	} else if (encoded.state == CRAM_PAGE_SAME) {
 		next |= (uint32_t)encoded.word;
 		check = (uint32_t)(encoded.word >> 32);
@@ -198,6 +198,17 @@ static void fill(uint8_t *to, uint64_t word)
 		memcpy(to + i * sizeof(word), &word, sizeof(word));
 }
 
+/* How much of a stored form of length bytes is the codec's. */
+static uint32_t form_length(uint64_t entry, const uint8_t *form, uint32_t length)
+{
+	uint32_t told;
+
+	if (!(entry & ENTRY_PADDED) || length < 2)
+		return length;
+	told = form[length - 2] | (uint32_t)form[length - 1] << 8;
+	return told < length ? told : length;
+}
+
 /* The stored form, checked, decoded into to. False: damaged. */
 static bool load_form(struct op *op, uint64_t page, uint64_t entry, uint8_t *to)
 {
@@ -216,7 +227,7 @@ static bool load_form(struct op *op, uint64_t page, uint64_t entry, uint8_t *to)
 	if (codec_check(form, length, page) != pagemap_check(&device->map, page))
 		return false;
 	if (entry_state(entry) == CRAM_PAGE_STORED)
-		return codec_decode(&device->codec, &op->space, form, length, to) == 0;
+		return codec_decode(&device->codec, &op->space, form, form_length(entry, form, length), to) == 0;
 	memcpy(to, form, PAGE_SIZE);
 	return true;
 }

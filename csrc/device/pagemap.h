@@ -14,6 +14,7 @@
  *   bit  50      RECORDED  the poison list holds records of this page
  *   bit  51      RUN     the sectors are consecutive: no links are kept
  *   bits 52..59  holder  client that holds LOCK
+ *   bit  60      PADDED  STORED: the last two bytes of the stored form say how many of it are the codec's (a fault)
  *
  * The check word: STORED, RAW: checksum of the stored form and the page number. SAME: high half of the word.
  * POISON: high half of the line mask (a set bit is a poisoned line; the others read as zeros).
@@ -36,6 +37,7 @@
 #define ENTRY_DIRTY (1ull << 49)
 #define ENTRY_RECORDED (1ull << 50)
 #define ENTRY_RUN (1ull << 51)
+#define ENTRY_PADDED (1ull << 60)
 #define ENTRY_HOLDER_SHIFT 52
 #define ENTRY_HOLDER (0xffull << ENTRY_HOLDER_SHIFT)
 

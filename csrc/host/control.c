@@ -141,6 +141,19 @@ int cram_fault_set(cram_device *device, uint32_t fault, const struct cram_fault_
 	return code;
 }
 
+int cram_make_it_fail(cram_device *device, uint32_t pid, int on)
+{
+	struct visit visit;
+	bool found;
+	int code = visit_begin(device, &visit);
+
+	if (code != 0)
+		return code;
+	found = clients_mark(device->device.clients, pid, on != 0);
+	visit_end(&visit);
+	return found ? 0 : cram_fail(CRAM_EINVAL, "process %u: does not have the device open", pid);
+}
+
 int cram_fault_strike(cram_device *device, uint32_t fault)
 {
 	struct visit visit;

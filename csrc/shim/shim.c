@@ -32,7 +32,7 @@
 struct settings {
 	uint64_t window, min_mmap;
 	unsigned writeback_ms;
-	bool monitored, follow;
+	bool monitored, follow, make_it_fail;
 	char book[64];    /* of whoever runs us: what is to be told (witness.h); "-": nothing */
 	char target[256]; /* where poison is wanted (target.h); "-": nowhere */
 	char board[64];   /* of a manager; "-": the device's own memory */
@@ -97,6 +97,7 @@ static bool parse(const char *text, struct settings *settings)
 	settings->writeback_ms = *end == ',' ? (unsigned)strtoul(end + 1, &end, 10) : 0;
 	settings->monitored = *end == ',' && strtoul(end + 1, &end, 10) != 0;
 	settings->follow = *end == ',' && strtoul(end + 1, &end, 10) != 0;
+	settings->make_it_fail = *end == ',' && strtoul(end + 1, &end, 10) != 0;
 	at = parse_field(end, settings->book, sizeof(settings->book));
 	at = parse_field(at, settings->target, sizeof(settings->target));
 	at = parse_field(at, settings->board, sizeof(settings->board));
@@ -158,6 +159,8 @@ static void attach(const struct settings *settings)
 
 	if (cram_open(settings->path, &device) != 0)
 		die("the device cannot be attached");
+	if (settings->make_it_fail)
+		cram_make_it_fail(device, (uint32_t)getpid(), 1);
 	cram_get_params(device, &device_params);
 	params.length = device_params.advertised * DPAS_SPAN;
 	if (strcmp(settings->board, "-") != 0) {

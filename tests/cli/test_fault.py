@@ -67,12 +67,35 @@ class TestFault:
         assert device.faults["store"].attributes == Attributes(probability=0.5, times=2, seed=16)
         assert "store  0.5 %        1         2      0      16" in out
 
+    def test_words(self, fault, device):
+        """Those that are no numbers."""
+        code, out, _ = fault("late_irq", "value=50", "distribution=pareto", "task-filter=y", "verbose=0")
+        assert code == 0
+        found = device.faults["late_irq"].attributes
+        assert (found.distribution, found.task_filter, found.verbose) == ("pareto", True, 0)
+        row = out.splitlines()[1]
+        assert " 50 ms, pareto " in row and row.split()[-10:-7]
+        header = out.splitlines()[0].split()
+        assert "task-filter" in header and "distribution" not in header
+
+    @pytest.mark.parametrize(
+        "word, named",
+        [("distribution=normal", "distribution 'normal': not one of constant"), ("task-filter=2", "task-filter '2'"),
+         ("verbose=3", "verbose 3"), ("task_filter=1", "no attribute 'task_filter'")],
+    )  # fmt: skip
+    def test_words_refused(self, fault, device, word, named):
+        before = device.faults["late_irq"].attributes
+        code, out, err = fault("late_irq", word)
+        assert (code, out) == (1, "") and named in err
+        assert device.faults["late_irq"].attributes == before
+
     def test_strikes_and_off(self, fault, device):
         fault("store", "probability=100")
         device.write(0, noise(0))
         code, out, _ = fault("store", "off", "--json")
         assert json.loads(out)["store"] == {
-            "probability": 0.0, "interval": 1, "times": -1, "space": 0, "seed": 0, "value": 0, "struck": 1,
+            "probability": 0.0, "interval": 1, "times": -1, "space": 0, "seed": 0, "value": 0,
+            "distribution": "constant", "verbose": 1, "task_filter": False, "struck": 1,
         }  # fmt: skip
         device.write(PAGE, noise(1))
         assert device.stats.dropped_writes == 1
@@ -171,6 +194,19 @@ class TestRun:
             done, _ = self.run(tmp_path, "--device", str(path), "--fault", "ratio:times=1")
             assert done.returncode == 0
             assert device.faults["ratio"].attributes == before
+
+    def test_task_filter(self, tmp_path):
+        """The programs of a run that asks for it are struck, those that they start too; of one that does not, none."""
+        path = tmp_path / "device"
+        program = ("sh", "-c", 'exec "$0" "$@"', PYTHON, "-c", PROGRAM)
+        with Device("64M", "64M", path=path) as device:
+            ratio = device.faults["ratio"]
+            _, report = self.run(tmp_path, "--device", str(path), "--fault", "ratio:task-filter=Y", program=program)
+            assert report["injected"]["ratio"] == ratio.struck > 0
+            before = ratio.struck
+            ratio.set(probability=100, task_filter=True)
+            done, _ = self.run(tmp_path, "--device", str(path), program=program)
+            assert (done.returncode, ratio.struck) == (0, before)
 
     @pytest.mark.parametrize(
         "options, told",

@@ -1,6 +1,7 @@
 """fail_cram_*: the kernel's fault attributes as files, for a device and for all of a machine."""
 
 import errno
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -9,7 +10,7 @@ from support import wait_until
 
 from cram_emu import PoisonError
 from cram_emu.errors import CramError, DeviceGone
-from cram_emu.faults import ATTRIBUTES, NAMES
+from cram_emu.faults import ATTRIBUTES, NAMES, file_name
 from cram_emu.sysfs.fuse import errno_of
 from cram_emu.sysfs.machine import Machine
 
@@ -34,8 +35,9 @@ def test_there(machine: Machine):
     """Every fault of the device, here and there, off."""
     for directory in (DEBUG, MEM0):
         for name in NAMES:
-            values = [show(machine, f"{directory}/fail_cram_{name}/{a}") for a in (*ATTRIBUTES, "struck")]
-            assert values == ["0\n", "1\n", "-1\n", "0\n", "0\n", "0\n", "0\n"]
+            files = [file_name(attribute) for attribute in ATTRIBUTES]
+            values = [show(machine, f"{directory}/fail_cram_{name}/{file}").strip() for file in (*files, "struck")]
+            assert values == ["0", "1", "-1", "0", "0", "0", "constant", "1", "N", "0"]
 
 
 def test_strikes(machine: Machine):
@@ -63,7 +65,8 @@ def test_all_devices(machine: Machine):
 @pytest.mark.parametrize(
     "file, text",
     [("probability", "101"), ("probability", "-1"), ("probability", "often"), ("times", "-2"), ("times", "1.5"),
-     ("interval", "-1"), ("seed", ""), ("value", "1"), ("space", str(2**64))],
+     ("interval", "-1"), ("seed", ""), ("value", "1"), ("space", str(2**64)), ("verbose", "3"), ("task-filter", "maybe"),
+     ("distribution", "normal"), ("distribution", "")],
 )  # fmt: skip
 def test_refused(machine: Machine, file: str, text: str):
     before = show(machine, f"{MEM0}/fail_cram_store/{file}")
@@ -75,11 +78,30 @@ def test_refused(machine: Machine, file: str, text: str):
 @given(st.sampled_from(NAMES), st.sampled_from(ATTRIBUTES), st.text(st.characters(max_codepoint=127), max_size=40))
 def test_anything(machine: Machine, name: str, attribute: str, text: str):
     """A write is taken, or answered EINVAL and nothing changes."""
-    path = f"{MEM0}/fail_cram_{name}/{attribute}"
+    path = f"{MEM0}/fail_cram_{name}/{file_name(attribute)}"
     before = show(machine, path)
     code = store(machine, path, text)
     assert code in (0, errno.EINVAL)
     assert code == 0 or show(machine, path) == before
+
+
+def test_task_filter(machine: Machine):
+    """As failcmd has it: only who is marked is struck."""
+    device = machine.members()[0].device
+    for attribute, text in (("task-filter", "Y"), ("probability", "100")):
+        assert store(machine, f"{MEM0}/fail_cram_store/{attribute}", text) == 0
+    for text, struck in ((None, 0), (f"{os.getpid()}", 1), (f"{os.getpid()} 0", 1), (f"{os.getpid()} 1", 2)):
+        assert text is None or store(machine, f"{MEM0}/make-it-fail", text) == 0
+        marked = text is not None and not text.endswith(" 0")
+        assert show(machine, f"{MEM0}/make-it-fail") == (f"{os.getpid()}\n" if marked else "")
+        device.write(0, noise(1))
+        assert show(machine, f"{MEM0}/fail_cram_store/struck") == f"{struck}\n"
+
+
+@pytest.mark.parametrize("text", ["", "x", "1", "-1", "0", "4294967296", f"{os.getpid()} 2", f"{os.getpid()} 1 1"])
+def test_no_such_task(machine: Machine, text: str):
+    assert store(machine, f"{MEM0}/make-it-fail", text) == errno.EINVAL
+    assert show(machine, f"{MEM0}/make-it-fail") == ""
 
 
 def test_story(machine: Machine):
