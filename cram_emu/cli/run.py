@@ -118,7 +118,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="poison, once: heap:N%%, the page at N percent of what is allocated; mmap:N+OFFSET, the N-th mapping that the"
         " program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a function of the program or a library,"
-        " by its dynamic symbol (-rdynamic); --mode direct",
+        " by its dynamic symbol (-rdynamic)",
     )
     parser.add_argument(
         "--fault-after",
@@ -203,8 +203,6 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
         raise InvalidArgument(f"--seed with --delivery {args.delivery}: another thread decides what comes first")
     if args.seed is not None and args.fault_after is not None:
         raise InvalidArgument("--seed with --fault-after: what strikes first is not the same in every run")
-    if args.poison_at is not None and args.mode != "direct":
-        raise InvalidArgument(f"--poison-at is of --mode direct, not of {args.mode}: a manager decides where a page is")
     if args.fault_after is not None and args.poison_at is None and not args.fault:
         raise InvalidArgument("--fault-after: there is neither --poison-at nor --fault")
     joins = args.device is not None or args.mount is not None

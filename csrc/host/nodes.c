@@ -176,6 +176,18 @@ uint64_t node_load(struct node *node, struct op *home, uint64_t dpa, uint8_t *to
 	return lines;
 }
 
+int node_poison(struct node *node, struct op *home, uint64_t dpa, unsigned line)
+{
+	struct op *op = enter(node, home);
+	int code;
+
+	device_lock_page(op, dpa);
+	code = device_inject(op, dpa, line);
+	device_unlock_page(op, dpa);
+	leave(op, home);
+	return code;
+}
+
 bool node_poisoned(struct node *node, uint64_t dpa)
 {
 	const struct op asking = { .device = node->device };

@@ -55,6 +55,8 @@ enum cram_refusal node_may_take(struct node *node);
 uint64_t node_store(struct node *node, struct op *home, const uint8_t *page);
 /* copy_mc_to_kernel(): the poisoned lines, whose bytes must not be used. */
 uint64_t node_load(struct node *node, struct op *home, uint64_t dpa, uint8_t *to);
+/* Poisons a line of it (device_inject()). Not 0: the poison list is full. */
+int node_poison(struct node *node, struct op *home, uint64_t dpa, unsigned line);
 bool node_poisoned(struct node *node, uint64_t dpa);
 /* Bytes of media that the device page takes, as the device answers. */
 uint32_t node_size(struct node *node, struct op *home, uint64_t dpa);

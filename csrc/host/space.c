@@ -100,13 +100,16 @@ int space_register(cram_map *map, uint64_t offset, uint64_t length)
 }
 
 /* A locked page. */
-static int poison_page(struct pager *pager, struct op *op, uint64_t page, unsigned line)
+static int poison_page(struct pager *pager, struct op *op, uint64_t page, unsigned line, uint64_t *dpa)
 {
 	if (pager_pinned(pager, page))
 		return cram_fail(CRAM_EBUSY, "its frame is pinned");
 	pager_drop(pager, op, page, false);
 	if (pager_resident(pager, page))
 		return cram_fail(CRAM_EBUSY, "its frame cannot be taken away");
+	if (pager->managed != NULL)
+		return zswap_poison(pager->managed, op, page, line, dpa);
+	*dpa = (pager_dpa(pager, page) << PAGE_SHIFT) + line * LINE_SIZE;
 	if (device_inject(op, pager_dpa(pager, page), line) != 0)
 		return cram_fail(CRAM_EBUSY, "the poison list is full");
 	return 0;
@@ -114,16 +117,14 @@ static int poison_page(struct pager *pager, struct op *op, uint64_t page, unsign
 
 int space_poison(cram_map *map, uint64_t offset, uint64_t *dpa)
 {
-	uint64_t page = page_of(offset), byte = offset % PAGE_SIZE / LINE_SIZE * LINE_SIZE;
+	uint64_t page = page_of(offset);
 	struct visit visit;
 	int code = visit_begin_op(map->owner, &visit);
 
 	if (code != 0)
 		return code;
 	if (pager_lock(&map->pager, visit.op, page)) {
-		code = poison_page(&map->pager, visit.op, page, (unsigned)(byte / LINE_SIZE));
-		if (code == 0)
-			*dpa = (pager_dpa(&map->pager, page) << PAGE_SHIFT) + byte;
+		code = poison_page(&map->pager, visit.op, page, (unsigned)(offset % PAGE_SIZE / LINE_SIZE), dpa);
 		pager_unlock(&map->pager, visit.op, page);
 	} else {
 		code = cram_fail(CRAM_ENOSPC, "the device has no pages left");

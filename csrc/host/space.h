@@ -27,8 +27,8 @@ int space_adopt(cram_map *map, uint64_t offset, uint64_t length);
 int space_register(cram_map *map, uint64_t offset, uint64_t length);
 
 /* Poisons the line at an offset, of whatever page the device has for it, or now gets, and takes its frame away first; *dpa: the
- * line's address there. Not of managed memory. CRAM_ENOSPC: the device has no page left. CRAM_EBUSY: the frame must stay, or the
- * poison list is full. */
+ * line's address there. Managed memory's is demoted to a node first. CRAM_ENOSPC: the device has no page left. CRAM_EBUSY: the frame must stay, or the
+ * poison list is full; or no node takes the page now. CRAM_EPOISON: it is poison already. */
 int space_poison(cram_map *map, uint64_t offset, uint64_t *dpa);
 
 /* In a child of fork, before it is served: pages of the range that it has touched unserved go. */

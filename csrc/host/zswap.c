@@ -413,6 +413,14 @@ void zswap_move(struct zswap_memory *memory, uint64_t from, uint64_t to)
 
 /* ---- shrinking, leaving ---------------------------------------------------------------------------------- */
 
+/* The page is elsewhere now. */
+static void replace(struct zswap_memory *memory, struct op *op, uint64_t page, uint64_t entry, uint64_t moved)
+{
+	swaptable_set(&memory->table, page, moved);
+	charge(memory, moved, 1);
+	release(memory, op, page, entry, false);
+}
+
 bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
 {
 	struct zswap *zswap = memory->zswap;
@@ -426,8 +434,7 @@ bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
 	}
 	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0)
 		return false;
-	swaptable_set(&memory->table, page, written);
-	release(memory, op, page, entry, false);
+	replace(memory, op, page, entry, written);
 	zswap_count(zswap, CRAM_ZSWAP_WRITTEN_BACK, 1);
 	zswap_count(zswap, CRAM_ZSWAP_ZSWPWB, 1);
 	memcg_count(&zswap->groups, memory->group, zswpwb, 1);
@@ -450,10 +457,26 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
 		moved = put_file(memory, op->page);
 	if (moved == 0)
 		return false;
-	swaptable_set(&memory->table, page, moved);
-	charge(memory, moved, 1);
-	release(memory, op, page, entry, false);
+	replace(memory, op, page, entry, moved);
 	return true;
+}
+
+int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned line, uint64_t *dpa)
+{
+	uint64_t entry = swaptable_get(&memory->table, page), moved = entry;
+
+	if (swap_tag(entry) != SWAP_DIRECT) {
+		if (!zswap_load(memory, op, page, op->page))
+			return cram_fail(CRAM_EPOISON, "it is poison already");
+		moved = put_direct(memory->zswap, op, op->page, NODE_NONE);
+		if (moved == 0)
+			return cram_fail(CRAM_EBUSY, "its driver lets the node take no page now");
+		replace(memory, op, page, entry, moved);
+	}
+	*dpa = (swap_dpa(moved) << PAGE_SHIFT) + line * LINE_SIZE;
+	if (node_poison(&memory->zswap->nodes[swap_node(moved)], op, swap_dpa(moved), line) != 0)
+		return cram_fail(CRAM_EBUSY, "the poison list is full");
+	return 0;
 }
 
 /* ---- lifetime -------------------------------------------------------------------------------------------- */

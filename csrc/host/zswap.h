@@ -89,6 +89,10 @@ bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
 /* Moves a page off a node that is leaving. False: nobody takes it. */
 bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned node);
 
+/* Poisons a line of a page that has no frame, on a node: it is moved there if it is elsewhere. *dpa: the line's. CRAM_EBUSY:
+ * no node takes it, or the poison list is full; CRAM_EPOISON: it is already. */
+int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned line, uint64_t *dpa);
+
 /* total_pages of mm/zswap.c, with the direct ones as the setting has it; and the limit. */
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct);
 uint64_t zswap_max_pages(const struct zswap *zswap);

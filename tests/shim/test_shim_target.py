@@ -69,11 +69,13 @@ def keeping(target: str, how: str, after="0.01s", struck=True, options=()) -> It
 
 
 class TestHandled:
+    @pytest.mark.parametrize("mode", ["direct", "zswap"])
     @pytest.mark.parametrize("at", EXPECTED)
-    def test_hit(self, at: str, target: str, reported, delivery: str) -> None:
+    def test_hit(self, at: str, target: str, reported, delivery: str, mode: str) -> None:
         """Its handler meets the one poison, in that structure; the report names the place and the call."""
         expected, where, call = EXPECTED[at]
-        done, report = reported(target, "handled", options=("--poison-at", at, "--delivery", delivery))
+        options = ("--poison-at", at, "--delivery", delivery, "--mode", mode)
+        done, report = reported(target, "handled", options=options)
         assert (done.returncode, done.stdout) == (0, expected), done.stderr
         (met,) = report["met_poison"]
         (place,) = met["places"]
@@ -84,6 +86,19 @@ class TestHandled:
         assert struck["place"] == {**place, "address": struck["place"]["address"]}
         assert struck["place"]["address"] >> 12 == place["address"] >> 12
         assert f"0x{place['address']:x} in {where}, allocated by {call}" in done.stderr
+
+    def test_not_taken(self, target: str, reported) -> None:
+        """Under a manager a page has to be on the device to be struck; where its driver takes none, none is."""
+        options = ("--poison-at", "mmap:1", "--mode", "zswap", "--fault", "alloc")
+        done, report = reported(target, "handled", options=options)
+        assert (done.returncode, done.stdout, report["met_poison"]) == (0, UNHARMED, [])
+        assert report["poison_at"]["why"] == "its driver lets the node take no page now"
+
+    def test_frame(self, target: str) -> None:
+        """Under a manager, what has a frame by then is hit alike."""
+        options = ("--mode", "zswap", "--poison-at", "mmap:2+8192")
+        with keeping(target, "keep", options=options) as process:
+            assert process.communicate("")[0] == EXPECTED["mmap:2+8192"][0]
 
     def test_twin(self, target: str, reported) -> None:
         """Without the option the same program meets none."""
@@ -231,7 +246,6 @@ class TestRefused:
             (("--poison-at", "mmap:0"), "'mmap:0': mmap:N+OFFSET takes a number from 1 on"),
             (("--poison-at", "caller:f"), "'caller:f': caller:FUNCTION#N takes"),
             (("--poison-at", "stack"), "'stack': not heap:N%, mmap:N+OFFSET or caller:FUNCTION#N"),
-            (("--poison-at", "heap:1%", "--mode", "zswap"), "--poison-at is of --mode direct, not of zswap"),
             (("--fault-after", "soon", "--fault", "store"), "'soon': not a time, as 5s"),
             (("--fault-after", "5s"), "--fault-after: there is neither --poison-at nor --fault"),
             (("--fault-after", "5s", "--fault", "store", "--seed", "1"), "--seed with --fault-after: "),
