@@ -2,7 +2,7 @@
 
 The driver's own commands (inject, clear, list) are cxl_poison. The device's records are cxl_general_media,
 one for each entry that its poison list gains, and cxl_memory_module for a threshold: MEM_CAPACITY_DEGRADED
-while there is little left, nothing when it has recovered. A fault on purpose is cram_fault, which no kernel has: a line
+while there is little left, nothing when it has recovered, and for real capacity that is lost. A fault on purpose is cram_fault, which no kernel has: a line
 before those of what follows from it.
 """
 
@@ -49,6 +49,7 @@ class Events:
         self._levels: tuple[int, ...] = ()
         self._overflow = 0
         self._overflow_time = 0
+        self._real = 0
         self._known: set[tuple[int, str]] = set()
         self._told = threading.Condition()
         self._newest = memdev.device.stats.events  #: the last of the device's events that has been told
@@ -124,6 +125,7 @@ class Events:
             stats.media_errors,
             stats.lost_pages,
             stats.poison_overflow,
+            stats.real,
         )
         if levels == self._levels:
             return
@@ -140,6 +142,9 @@ class Events:
             if not silently and not self._overflow:
                 self._media(records[-1], "|POISON_LIST_OVERFLOW")
         self._overflow = stats.poison_overflow
+        if stats.real < self._real and not silently:
+            self._module("MEM_CAPACITY_DEGRADED")
+        self._real = stats.real
         if not silently:
             self._memdev.poisoned.notify()
 
@@ -156,9 +161,10 @@ class Events:
         )
 
     def _threshold(self, memdev: Memdev, interrupt: Interrupt) -> None:
-        low = interrupt.name == "lthresh"
-        health = "MEM_CAPACITY_DEGRADED" if low else ""
-        head = self._head("Warning" if low else "Informational", _MEMORY_MODULE)
+        self._module("MEM_CAPACITY_DEGRADED" if interrupt.name == "lthresh" else "", interrupt.time_ns)
+
+    def _module(self, health: str, time_ns: int | None = None) -> None:
+        head = self._head("Warning" if health else "Informational", _MEMORY_MODULE)
         self._trace.emit(
             f"cxl_memory_module: {head} : "
             f"event_type='Health Status Change' event_sub_type='Not Reported' "
@@ -166,7 +172,7 @@ class Events:
             "as_dev_temp=Normal as_cor_vol_err_cnt=Normal as_cor_per_err_cnt=Normal life_used=0 "
             "device_temp=0 dirty_shutdown_cnt=0 cor_vol_err_cnt=0 cor_per_err_cnt=0 "
             f"validity_flags='' {_NO_COMPONENT}",
-            interrupt.time_ns,
+            time_ns,
         )
 
     def _struck(self, strike: Strike) -> None:

@@ -117,6 +117,20 @@ def test_story(machine: Machine):
     assert lines[1].startswith("cxl_general_media: ") and " dpa=5000 " in lines[1]
 
 
+@pytest.mark.parametrize("verbose", ["0", "1"])
+def test_capacity_story(machine: Machine, verbose: str):
+    """Real capacity that is lost is a health event of the module, also where the strike itself is not told."""
+    device = machine.members()[0].device
+    for attribute, text in (("value", "65536"), ("times", "1"), ("verbose", verbose), ("probability", "100")):
+        assert store(machine, f"{MEM0}/fail_cram_capacity/{attribute}", text) == 0
+    assert "cxl_memory_module" not in show(machine, TRACE)
+    device.write(0, noise(1))
+    wait_until(lambda: "cxl_memory_module" in show(machine, TRACE), "the loss is told")
+    lines = [line.partition(": ")[2] for line in show(machine, TRACE).splitlines() if not line.startswith("#")]
+    assert [line.split(":")[0] for line in lines] == ["cram_fault"] * int(verbose) + ["cxl_memory_module"]
+    assert "health_status='MEM_CAPACITY_DEGRADED'" in lines[-1] and " log=Warning " in lines[-1]
+
+
 @pytest.mark.parametrize("command", ["remove", "reset", "power_cycle"])
 def test_device_commands(machine: Machine, command: str):
     """Written "1", it is in effect before write(2) returns; anything else is refused, and nothing has happened."""
