@@ -193,9 +193,12 @@ def forms(value: str) -> list[str]:
         found += [str(parse_size(value)), format_size(parse_size(value))]
     with contextlib.suppress(ValueError):
         found.append(str(float(value)))
-    found.append(os.path.abspath(value))
-    # An attribute by its name, or its value.
-    return [*found, *(repr(part) for part in value.partition("=")[::2])] if "=" in value else found
+    found += [os.path.abspath(value), os.path.realpath(value), repr(value.partition(":")[0])]
+    if "=" in value:
+        # An attribute by its name, or its value.
+        name, _, rest = value.partition("=")
+        found += [repr(name), *forms(rest)]
+    return found
 
 
 # ---- generators -------------------------------------------------------------------------------
