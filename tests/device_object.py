@@ -24,6 +24,9 @@ GEOMETRY_AT = 16
 # struct superblock.
 USED_AT = 256
 PEAK_AT = 264
+# Dropped and refused writes, media errors, lost pages.
+LOSSES_AT = 320
+LOSSES = 4
 OVERFLOW_AT = 352
 POISON_LOCK_AT = 364
 ALERT_LOCK_AT = 368

@@ -1,6 +1,7 @@
 """The law while every fault strikes at random: what is read is right or poison, and counted. scripts/soak does it for longer."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,14 @@ def test_never_silently_wrong():
     assert told["struck"]["removal"] >= 2
 
 
-def test_a_single_wrong_bit_is_noticed():
-    done = traffic("--seed", "1", "--operations", "200", "--damage")
+@pytest.mark.parametrize(
+    "damage, told",
+    [("byte", r"in the end: page \d+: wrong from byte 1234: "), ("counters", r"direct: \d+ losses were met and ")],
+    ids=("byte", "counters"),
+)
+def test_noticed(damage: str, told: str):
+    """A single wrong bit; losses that the device does not count."""
+    done = traffic("--seed", "1", "--operations", "400", "--damage", damage)
     assert done.returncode == 1
     seed, wrong = done.stdout.splitlines()
-    assert wrong.startswith("wrong: in the end: page ") and ": wrong from byte 1234: " in wrong
+    assert re.match(f"wrong: {told}", wrong)

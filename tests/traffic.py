@@ -1,6 +1,6 @@
 """Redis-like traffic while every fault strikes at random: each page that is read is right or poison, each loss is counted.
 
-    python traffic.py [--seed N] [--operations N] [--seconds S] [--damage]
+    python traffic.py [--seed N] [--operations N] [--seconds S] [--damage WHAT]
 
 prints the seed and how to have the same again, then the figures of each round as JSON; ends with 1 at the first thing that may
 not be, and says which. A round has two devices. Processes of two threads keep values on one of them, by page operations, by
@@ -36,7 +36,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from device_object import DeviceObject
+from device_object import LOSSES, LOSSES_AT, DeviceObject
 from samples import LINE, PAGE, holdings
 
 from cram_emu import Device, PoisonError
@@ -663,7 +663,7 @@ class Saboteur:
 class Round:
     """Two devices from their beginning to their end."""
 
-    def __init__(self, seed: int, operations: int, damage: bool):
+    def __init__(self, seed: int, operations: int, damage: str | None):
         self.seed = seed
         self.operations = operations
         self.damage = damage
@@ -717,8 +717,11 @@ class Round:
         for device in (self.direct, self.node):
             self.saboteur.calm(device)
             device.reap()
-        if self.damage:
+        if self.damage == "byte":
             self.flip_a_byte()
+        elif self.damage == "counters":
+            there = DeviceObject(self.direct.fileno())
+            there.write(LOSSES_AT, bytes(8 * LOSSES))
         figures = self.account()
         self.removal()
         struck = {name: sum(device.faults[name].struck for device in (self.direct, self.node)) for name in NAMES}
@@ -944,7 +947,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--operations", type=int, default=OPERATIONS, help="of a thread, in a round")
     parser.add_argument("--seconds", type=float, default=0, help="rounds until then, each with the next seed; one without")
-    parser.add_argument("--damage", action="store_true", help="flip a byte behind the shadow's back")
+    parser.add_argument("--damage", choices=("byte", "counters"), help="flip a byte behind the shadow's back, or forget losses")
     args = parser.parse_args()
     # What has been made goes when this is ended, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
