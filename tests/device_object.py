@@ -24,6 +24,9 @@ GEOMETRY_AT = 16
 # struct superblock.
 USED_AT = 256
 PEAK_AT = 264
+# Dropped and refused writes, media errors, lost pages.
+LOSSES_AT = 320
+LOSSES = 4
 OVERFLOW_AT = 352
 POISON_LOCK_AT = 364
 ALERT_LOCK_AT = 368
@@ -119,13 +122,13 @@ class DeviceObject:
         rows = STRIPE.iter_unpack(self.read(STRIPES_AT, STRIPES * STRIPE.size))
         return [sum(column) for column in zip(*rows)]
 
-    def check(self) -> None:
-        """AssertionError where something derived is not what the page map says."""
+    def check(self, lost: int = 0) -> None:
+        """AssertionError where something derived is not what the page map says. lost: sectors that a fault has taken."""
         entries = self.entries()
         owners = collections.Counter(s for page in range(self.pages) for s in self.chain(page))
         assert set(owners.values()) <= {1}, "a sector belongs to two pages"
         assert self.taken() == set(owners)
-        assert self.used() == len(owners)
+        assert self.used() == len(owners) + lost
         groups = collections.Counter(sector // GROUP_SECTORS for sector in owners)
         counts = self.words(self.groups, -(-self.sectors // GROUP_SECTORS), "H")
         assert list(counts) == [groups[group] for group in range(len(counts))]

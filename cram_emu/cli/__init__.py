@@ -74,12 +74,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tell(message: str, code: int) -> int:
     """Says on standard error why it ends so; returns the exit code."""
-    print(f"cram-emu: {message}", file=sys.stderr)
+    print(f"cram-emu: {_printable(message)}", file=sys.stderr)
     return code
 
 
+def _printable(message: str) -> str:
+    """On one line, and harmless to a terminal, whatever a name in it holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        super().error(_printable(message))
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]):
+        # Before 3.13 the "--" of "--option=--" is taken for the end of options, and the value is [].
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cram-emu",
         description="A compressed-RAM device in user space.",
         epilog=EXIT_CODES,

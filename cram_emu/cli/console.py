@@ -4,6 +4,7 @@ It decides nothing about what is said. One thread at a time.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from cram_emu.errors import InvalidArgument
+from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.faults import parse_attribute
 from cram_emu.sizes import parse_size
 
@@ -30,6 +31,26 @@ def size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def nonempty(text: str) -> str:
+    """The type of an argument that is a path, or a name: an empty one would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("empty")
+    return text
+
+
+def check_writable(path: str) -> None:
+    """DeviceIOError: nothing can be written there. Nothing is written yet: what comes first may fail, or take long."""
+    directory = os.path.dirname(path) or "."
+    try:
+        os.stat(directory)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DeviceIOError(f"{path}: {error.strerror}") from None
 
 
 def seed(text: str) -> int:

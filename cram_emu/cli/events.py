@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cram_emu.cli import OK
+from cram_emu.cli.console import nonempty
 from cram_emu.sysfs.client import Tree, told
 
 # "  cram-emu-1234    [000] .....   12.345678: cxl_poison: memdev=mem0 ..."
@@ -19,7 +20,7 @@ _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+=| : |$)")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
+    parser.add_argument("mountpoint", type=nonempty, metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
     parser.add_argument(
         "--follow",
         action="store_true",

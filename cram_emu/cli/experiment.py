@@ -11,7 +11,7 @@ import textwrap
 
 from cram_emu import format_size
 from cram_emu.cli import EXIT_CODES, OK
-from cram_emu.cli.console import Console, add_json, seed, size
+from cram_emu.cli.console import Console, add_json, check_writable, nonempty, seed, size
 from cram_emu.lab import charging, plot, race
 
 DESCRIPTION = """\
@@ -41,14 +41,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="memory.max of charging's group (32M), the real capacity of race's device (16M)",
     )
     parser.add_argument("--seed", type=seed, default=1, metavar="N", help="of contents and accesses (1)")
-    parser.add_argument("--plot", metavar="FILE", help="draw it there: .png or .svg")
+    parser.add_argument("--plot", type=nonempty, metavar="FILE", help="draw it there: .png or .svg")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """InvalidArgument, NotSupported before anything is measured."""
+    """InvalidArgument, NotSupported, DeviceIOError before anything is measured."""
     if args.plot is not None:
         plot.check(args.plot)
+        check_writable(args.plot)
     EXPERIMENTS[args.experiment](args, Console(args.json))
     return OK
 

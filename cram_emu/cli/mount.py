@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from cram_emu.cli import OK
-from cram_emu.cli.console import Console, add_capacities, add_json
+from cram_emu.cli.console import Console, add_capacities, add_json, nonempty
 from cram_emu.errors import NoSpace
 from cram_emu.sizes import format_size
 from cram_emu.sysfs import fuse, mountpoint
@@ -40,11 +40,12 @@ exit codes:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EXIT_CODES
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument("mountpoint", type=nonempty, metavar="MOUNTPOINT", help="an empty directory")
     add_capacities(parser)
     parser.add_argument(
         "--device",
         action="append",
+        type=nonempty,
         metavar="NAME|PATH",
         help="serve this device instead of a new one; may be repeated: mem0, mem1, ...",
     )

@@ -6,8 +6,9 @@ This process becomes the command, so terminal, signals and exit code are the com
 import argparse
 import os
 import signal
-import sys
 
+from cram_emu.cli import tell
+from cram_emu.cli.console import nonempty
 from cram_emu.sysfs import namespace
 
 # As shells have it.
@@ -20,7 +21,7 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "cram-emu ns [-h] MOUNTPOINT -- COMMAND [ARGUMENT ...]"
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
+    parser.add_argument("mountpoint", type=nonempty, metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
     parser.add_argument("command", metavar="COMMAND", help="what to run there")
     # REMAINDER leaves a second -- to the command.
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     try:
         os.execvp(args.command, [args.command, *args.arguments])
     except OSError as error:
-        print(f"cram-emu: {args.command}: {error.strerror}", file=sys.stderr)
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        return tell(f"{args.command}: {error.strerror}", code)

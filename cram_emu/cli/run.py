@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import os
 import resource
 import shlex
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cram_emu import Device, faults, format_size
 from cram_emu.cli import USAGE, tell
-from cram_emu.cli.console import add_capacities, plain_table, seed, size
+from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
@@ -133,8 +132,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the faults: a program with one thread is struck alike in every run (inline delivery, no"
         " periodic write-back)",
     )
-    parser.add_argument("--report", metavar="FILE", help="write the report there too, as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw its history there: .png or .svg")
+    parser.add_argument("--report", type=nonempty, metavar="FILE", help="write the report there too, as JSON")
+    parser.add_argument("--plot", type=nonempty, metavar="FILE", help="draw its history there: .png or .svg")
     parser.add_argument("program", metavar="PROGRAM", help="what to run")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="for the program")
 
@@ -213,24 +212,11 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
 
         plot.check(args.plot)
     for path in filter(None, (args.report, args.plot)):
-        _check_writable(path)
+        check_writable(path)
     # What this host does not permit is told here, and not by the program's start.
     with Device("1M", "1M") as device, device.map(window="64K", delivery=args.delivery):
         for name, attributes in args.fault:
             device.faults[name].set(**attributes)
-
-
-def _check_writable(path: str) -> None:
-    """DeviceIOError: nothing can be written there. Nothing is written yet: the program may not even start."""
-    directory = os.path.dirname(path) or "."
-    try:
-        os.stat(directory)
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not os.access(path if os.path.exists(path) else directory, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise DeviceIOError(f"{path}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

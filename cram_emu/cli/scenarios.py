@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from cram_emu.cli import FAILED, OK
-from cram_emu.cli.console import Console, add_json
+from cram_emu.cli.console import Console, add_json, check_writable, nonempty
 from cram_emu.errors import DeviceIOError
 from cram_emu.lab import scenarios
 
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("names", metavar="SCENARIO", nargs="*", help="as --list shows them")
     parser.add_argument("--list", action="store_true", help="only tell what there is, with the theory of each")
-    parser.add_argument("--junit", metavar="FILE", help="write the results there as JUnit XML")
+    parser.add_argument("--junit", type=nonempty, metavar="FILE", help="write the results there as JUnit XML")
     add_json(parser)
 
 
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             console.say(textwrap.fill(scenario.theory, 96, initial_indent="  ", subsequent_indent="  "))
         console.document({scenario.name: scenario.theory for scenario in found})
         return OK
+    if args.junit is not None:
+        check_writable(args.junit)
     results = []
     with console.progress("scenarios", len(found)) as update:
         for done, scenario in enumerate(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cram_emu.cli import OK
-from cram_emu.cli.console import Console, add_json
+from cram_emu.cli.console import Console, add_json, nonempty
 from cram_emu.sizes import format_size
 from cram_emu.sysfs.client import Tree, told
 
@@ -17,7 +17,7 @@ FIRST = ("node", "advertised", "real", "used", "remaining", "ratio", "dropped_wr
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
+    parser.add_argument("mountpoint", type=nonempty, metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
     add_json(parser)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 
 from cram_emu import named
+from cram_emu.cli.console import nonempty
 
 
 def add_target(parser: argparse.ArgumentParser, required: bool) -> None:
     where = parser.add_mutually_exclusive_group(required=required)
     where.add_argument(
-        "--device", metavar="NAME|PATH", help="this device, with whoever else uses it"
+        "--device", type=nonempty, metavar="NAME|PATH", help="this device, with whoever else uses it"
     )
     where.add_argument(
-        "--mount", metavar="MOUNTPOINT", help="mem0 of the machine that is mounted there"
+        "--mount", type=nonempty, metavar="MOUNTPOINT", help="mem0 of the machine that is mounted there"
     )
 
 

@@ -18,6 +18,7 @@ import psutil
 
 from cram_emu import Client, format_size, parse_size
 from cram_emu.cli import OK
+from cram_emu.cli.console import nonempty
 from cram_emu.errors import InvalidArgument
 from cram_emu.sysfs.client import Tree, told
 
@@ -32,7 +33,7 @@ PLAIN = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
+    parser.add_argument("mountpoint", type=nonempty, metavar="MOUNTPOINT", help="where `cram-emu mount` serves")
     parser.add_argument("--json", action="store_true", help="print one JSON object a sample")
 
 

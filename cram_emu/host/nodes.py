@@ -115,12 +115,12 @@ class NodeStats:
 class Node:
     """A device as a node of a manager; made by Zswap.add_node()."""
 
-    def __init__(self, manager: Zswap, device: Device, driver: Driver, number: int):
+    def __init__(self, manager: Zswap, device: Device, driver: Driver):
         self._manager = weakref.ref(manager)
         self.device = device
         self.driver = driver
-        self.number = number
-        self.online = True
+        self.number = 0
+        self.online = False
         self.callback_errors = 0
         self.slow_callbacks = 0
         self._asked = 0.0
@@ -129,13 +129,6 @@ class Node:
         self._refused_all = False
         self._page_size = PAGE
         self._lock = threading.Lock()
-        node = weakref.ref(self)
-
-        def on_interrupt(interrupt: Interrupt) -> None:
-            if (alive := node()) is not None and alive.online:
-                alive._interrupted(interrupt)
-
-        self._on_interrupt = device.on_interrupt(on_interrupt)
 
     # -- what it knows
 
@@ -257,6 +250,28 @@ class Node:
                         self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), len(answers)
                     )
                 )
+
+    def join(self) -> None:
+        """Zswap.add_node()'s. CramError, and nothing has changed."""
+        node = weakref.ref(self)
+
+        def on_interrupt(interrupt: Interrupt) -> None:
+            if (alive := node()) is not None and alive.online:
+                alive._interrupted(interrupt)
+
+        params = ffi.new("struct cram_node_params *")
+        params.live_registers = bool(self.driver.live_registers)
+        params.trim_buffer = self.driver.trim_buffer
+        number = ffi.new("uint32_t *")
+        # First: its registers may not answer.
+        self._on_interrupt = self.device.on_interrupt(on_interrupt)
+        try:
+            check(lib.cram_zswap_add_node(self._manager()._handle, self.device._handle, params, number))
+        except BaseException:
+            self.device._interrupts.remove(self._on_interrupt)
+            raise
+        self.number = number[0]
+        self.online = True
 
     def leave(self) -> None:
         """Zswap.remove_node()'s: its pages move off, and it hears of nothing any more."""

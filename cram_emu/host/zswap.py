@@ -294,15 +294,14 @@ class Zswap:
         return tuple(self._nodes)
 
     def add_node(self, device: Device, driver: Driver | None = None) -> Node:
-        """Takes a device in; it cannot be closed until the node is removed. Busy: it is a node already."""
+        """Takes a device in; it cannot be closed until the node is removed. Busy: it is a node already.
+
+        NoAnswer: its registers are silent. After an error nothing has changed.
+        """
         driver = Driver() if driver is None else driver
         driver.check()
-        params = ffi.new("struct cram_node_params *")
-        params.live_registers = bool(driver.live_registers)
-        params.trim_buffer = driver.trim_buffer
-        number = ffi.new("uint32_t *")
-        check(lib.cram_zswap_add_node(self._handle, device._handle, params, number))
-        node = Node(self, device, driver, number[0])
+        node = Node(self, device, driver)
+        node.join()
         # A new list, always: other threads go through the old one, and sort() empties a list while it works.
         self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
         self._subscribe()

@@ -105,6 +105,35 @@ class TestExitCodes:
         assert cli.main(["try"]) == cli.FAILED
         assert capsys.readouterr() == ("", "cram-emu: sector is 65, not a power of two\n")
 
+    def test_unprintable(self, subcommand, capsys: pytest.CaptureFixture):
+        """What a name holds breaks no line, and does nothing to the terminal."""
+        subcommand(raiser(InvalidArgument("a\nb\x1b[31m: é, no such device")))
+        assert cli.main(["try"]) == cli.FAILED
+        assert capsys.readouterr().err == "cram-emu: a\\nb\\x1b[31m: é, no such device\n"
+        with pytest.raises(SystemExit):
+            cli.main(["try", "a\nb"])
+        assert capsys.readouterr().err.endswith("error: unrecognized arguments: a\\nb\n")
+
+    def test_dashes(self, subcommand, capsys: pytest.CaptureFixture):
+        """Two dashes are the value of an option that is given them."""
+        subcommand(lambda args: args.size)
+        with pytest.raises(SystemExit):
+            cli.main(["try", "--size=--"])
+        assert capsys.readouterr().err.endswith("error: argument --size: invalid int value: '--'\n")
+
+    @pytest.mark.parametrize(
+        "args",
+        ["events", "stat", "top", "ns  true", "mount ", "mount x --device=", "fault --device=", "fault --mount=",
+         "run --report= -- true", "run --plot= -- true", "experiment race --plot=", "scenarios --junit="],
+    )  # fmt: skip
+    def test_empty_path(self, args: str, capsys: pytest.CaptureFixture):
+        """An empty path is no path; it does not stand for the working directory."""
+        words = args.split(" ") if " " in args else [args, ""]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == cli.USAGE
+        assert capsys.readouterr().err.endswith(": empty\n")
+
     @pytest.mark.parametrize("error", [NotPermitted, AccessDenied, NotSupported])
     def test_not_permitted(self, subcommand, capsys: pytest.CaptureFixture, error: type[CramError]):
         """A refusal of the host is one line and 3."""

@@ -89,6 +89,7 @@ class TestUsage:
             (("race", "--size", "1M"), 1, "1048576"),
             (("charging", "--size", "1000"), 1, "1000"),
             (("race", "--plot", "race.gif"), 1, "race.gif"),
+            (("race", "--plot", "/nonexistent/race.png"), 1, "/nonexistent/race.png"),
         ),
     )
     def test_refused(self, args, code, named):

@@ -83,6 +83,13 @@ class TestCommand:
         assert main(["scenarios", "bad"]) == 1
         assert capsys.readouterr().err == "cram-emu: no scenario 'bad'; there are good\n"
 
+    def test_nowhere_to_write(self, own, capsys, tmp_path):
+        """That the results cannot be written is told before anything runs."""
+        own("good", f"touch {tmp_path}/ran")
+        assert main(["scenarios", "--junit", str(tmp_path / "nowhere" / "junit.xml")]) == 1
+        assert capsys.readouterr() == ("", f"cram-emu: {tmp_path}/nowhere/junit.xml: No such file or directory\n")
+        assert not (tmp_path / "ran").exists()
+
     def test_too_long(self, own):
         """One that hangs is ended, and what it has mounted goes."""
         own("endless", "trap 'echo cleaned; exit 143' TERM; while :; do read -t 0.05 <> <(:) || :; done")

@@ -5,6 +5,7 @@ from managed import memory_of, no_swap, roomy
 from samples import PAGE, noise
 
 from cram_emu import Device
+from cram_emu.errors import NoAnswer
 from cram_emu.host import Driver
 
 pytestmark = pytest.mark.usefixtures("skip_unless_userfaultfd")
@@ -59,6 +60,27 @@ class TestUnsafe:
             assert dev.stats.pages_poison == lost
             if not struck:
                 assert intact(memory)
+
+
+class TestNoAnswer:
+    @pytest.mark.parametrize("struck", (True, False))
+    def test_joins(self, struck: bool) -> None:
+        """A device whose registers are silent does not become a node, not even in part; once they answer it does."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            fill(memory)
+            dev.faults["no_answer"].set(probability=100 if struck else 0)
+            if struck:
+                with pytest.raises(NoAnswer):
+                    manager.add_node(dev)
+                assert manager.nodes == ()
+                memory.reclaim(PAGES)
+                assert manager.stats.stored_direct_pages == 0
+                dev.faults["no_answer"].off()
+            node = manager.add_node(dev)
+            assert manager.nodes == (node,) and node.number == 0
+            assert intact(memory)
+            memory.reclaim(PAGES)
+            assert node.stats.stored == PAGES
 
 
 class TestTrimBusy:
