@@ -40,8 +40,8 @@ from device_object import LOSSES, LOSSES_AT, DeviceObject
 from samples import LINE, PAGE, holdings
 
 from cram_emu import Device, PoisonError
-from cram_emu.errors import Busy, CramError, DeviceGone, NoAnswer
-from cram_emu.faults import NAMES, Attributes
+from cram_emu.errors import Busy, CramError, DeviceGone, InvalidArgument, NoAnswer
+from cram_emu.faults import DISTRIBUTIONS, NAMES, Attributes
 from cram_emu.host import Driver, ManagedMemory, Zswap
 
 KINDS = ("pages", "mapped", "inline", "managed", "managed")
@@ -585,7 +585,7 @@ def work(where: Path, worker: int, incarnation: int, seed: int, operations: int)
 #: Most of `value` that leaves a run its time and its room; a fault that is not here has 0.
 VALUES = {
     "capacity": 4096, "read_delay": 2000, "write_delay": 2000, "late_irq": 20, "stale": 100, "lie": 3000, "saturated": 1 << 21,
-    "storm_irq": 32,
+    "storm_irq": 32, "ratio": 4096,
 }  # fmt: skip
 #: Most of probability, in percent.
 LIKELY = {"capacity": 1.0, "read_delay": 2.0, "write_delay": 2.0, "storm_irq": 2.0, "reset": 0.05, "power_cycle": 0.05}
@@ -608,8 +608,8 @@ class Saboteur:
 
     def step(self) -> None:
         device = self.chance.choice(self.devices)
-        acts = (self.set, self.calm, self.strike, self.inject, self.look, self.rebuild, self.murder)
-        act = self.chance.choices(acts, (60, 5, 1, 15, 5, 3, 5))[0]
+        acts = (self.set, self.calm, self.strike, self.inject, self.look, self.rebuild, self.murder, self.mark)
+        act = self.chance.choices(acts, (60, 5, 1, 15, 5, 3, 5, 6))[0]
         try:
             act(device)
             self.did[act.__name__] += 1
@@ -630,7 +630,15 @@ class Saboteur:
             space=self.chance.choice((0, 0, self.chance.randrange(1 << 20))),
             seed=self.chance.randrange(1 << 32),
             value=self.chance.randint(0, VALUES.get(name, 0)),
+            distribution=self.chance.choice(tuple(DISTRIBUTIONS)),
+            verbose=self.chance.choice((0, 1, 1)),
+            task_filter=self.chance.random() < 0.2,
         )
+
+    def mark(self, device: Device) -> None:
+        client = self.chance.choice(device.clients())
+        with suppress(InvalidArgument):  # it has gone meanwhile
+            device.make_it_fail(client.pid, not client.make_it_fail)
 
     def calm(self, device: Device) -> None:
         for fault in device.faults.values():

@@ -85,13 +85,13 @@ def parse_poison_at(text: str) -> PoisonAt:
             raise InvalidArgument(f"{text!r}: heap:N% takes a number from 0 to 100")
         return PoisonAt(text, kind, text[:-1])
     if kind == "mmap":
-        found = re.fullmatch(r"(\d+)(?:\+(\d+|0[xX][0-9a-fA-F]+))?", rest)
+        found = re.fullmatch(r"(\d{1,20})(?:\+(\d{1,20}|0[xX][0-9a-fA-F]{1,16}))?", rest)
         number, offset = (int(found[1]), int(found[2] or "0", 0)) if found else (0, 0)
         if not 1 <= number <= _U32_MAX or offset > _U64_MAX:
             raise InvalidArgument(f"{text!r}: mmap:N+OFFSET takes a number from 1 on, and bytes")
         return PoisonAt(text, kind, f"mmap:{number}+{offset}", number)
     if kind == "caller":
-        found = re.fullmatch(r"([^\s,#]+)#(\d+)", rest)
+        found = re.fullmatch(r"([^\s,#]+)#(\d{1,20})", rest)
         if not found or not 1 <= int(found[2]) <= _U32_MAX or len(found[1].encode()) > _NAME_MAX:
             raise InvalidArgument(f"{text!r}: caller:FUNCTION#N takes a symbol's name, and a number from 1 on")
         return PoisonAt(text, kind, text, int(found[2]), found[1])
@@ -102,7 +102,7 @@ def parse_after(text: str) -> After:
     """5s or 10000-faults. InvalidArgument."""
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)s", text):
         return After(seconds=float(found[1]))
-    if found := re.fullmatch(r"(\d+)-faults", text):
+    if found := re.fullmatch(r"(\d{1,20})-faults", text):
         return After(faults=int(found[1]))
     raise InvalidArgument(f"{text!r}: not a time, as 5s, nor a number of page faults, as 10000-faults")
 

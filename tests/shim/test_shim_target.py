@@ -243,6 +243,7 @@ class TestRefused:
         ("options", "told"),
         [
             (("--poison-at", "heap:101%"), "'heap:101%': heap:N% takes a number from 0 to 100"),
+            (("--poison-at", "mmap:" + "9" * 5000), "mmap:N+OFFSET takes a number from 1 on, and bytes"),
             (("--poison-at", "mmap:0"), "'mmap:0': mmap:N+OFFSET takes a number from 1 on"),
             (("--poison-at", "caller:f"), "'caller:f': caller:FUNCTION#N takes"),
             (("--poison-at", "stack"), "'stack': not heap:N%, mmap:N+OFFSET or caller:FUNCTION#N"),
