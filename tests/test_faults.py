@@ -423,6 +423,7 @@ class TestAttributes:
             ({"probability": 100.1}, "probability 100.1"),
             ({"probability": -1}, "probability -1"),
             ({"probability": float("nan")}, "probability nan"),
+            ({"probability": "5"}, "probability '5'"),
             ({"times": -2}, "times -2"),
             ({"times": 1.5}, "times 1.5"),
             ({"interval": -1}, "interval -1"),
