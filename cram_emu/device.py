@@ -608,7 +608,7 @@ class _Interrupts:
                 return
             except EventsLost:
                 warnings.warn(
-                    f"{sequence[0] - before} interrupts were overwritten before a callback saw them",
+                    f"{sequence[0] - before} interrupts or strikes of faults were overwritten before a callback saw them",
                     RuntimeWarning,
                     stacklevel=1,
                 )

@@ -131,8 +131,8 @@ class Fault:
         self.set(**dataclasses.asdict(Attributes()))
 
     def _share(self, percent: float) -> int:
-        if not 0 <= percent <= 100:
-            raise InvalidArgument(f"{self.name}: probability {percent}: not from 0 to 100 percent")
+        if not isinstance(percent, (int, float)) or not 0 <= percent <= 100:
+            raise InvalidArgument(f"{self.name}: probability {percent!r}: not from 0 to 100 percent")
         return round(percent * lib.CRAM_FAULT_CERTAIN / 100)
 
     def _integer(self, name: str, value: int, least: int, most: int) -> int:

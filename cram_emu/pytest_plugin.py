@@ -32,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _arguments(request: pytest.FixtureRequest) -> dict:
     marker = request.node.get_closest_marker("cram_device")
+    if marker is not None and marker.args:
+        raise pytest.UsageError(f"cram_device: {marker.args[0]!r} has no name: advertised='1G', real='64M', ...")
     return {"advertised": "64M", "real": "32M", **(marker.kwargs if marker is not None else {})}
 
 

@@ -18,7 +18,7 @@ from support import wait_until
 from cram_emu import Device, PoisonError
 from cram_emu._core import check, ffi, lib
 from cram_emu.errors import InvalidArgument, NoAnswer
-from cram_emu.faults import ATTRIBUTES, NAMES, Attributes, UnknownFault, parse
+from cram_emu.faults import ATTRIBUTES, DISTRIBUTIONS, NAMES, Attributes, UnknownFault, parse
 
 PAGES = 200
 
@@ -138,6 +138,13 @@ class TestMedia:
         # Of 0 to 6000: a third do not compress at all, and a third did not compress better anyway.
         assert PAGES // 6 < sum(info.state == "raw" for info in infos) < PAGES // 2
         assert lost(dev) == set()
+
+    @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+    def test_ratio_of_next_to_nothing(self, dev, distribution):
+        """What is drawn as less than a byte is a bound that all pages keep, not the 0 that has them not compress."""
+        dev.faults["ratio"].set(probability=100, value=1, distribution=distribution)
+        fill(dev)
+        assert dev.stats.pages_raw == 0 and dev.faults["ratio"].struck == PAGES
 
     def test_capacity(self, dev, on):
         """Real capacity shrinks by the step, for good; a rebuild does not find it again."""
@@ -416,6 +423,7 @@ class TestAttributes:
             ({"probability": 100.1}, "probability 100.1"),
             ({"probability": -1}, "probability -1"),
             ({"probability": float("nan")}, "probability nan"),
+            ({"probability": "5"}, "probability '5'"),
             ({"times": -2}, "times -2"),
             ({"times": 1.5}, "times 1.5"),
             ({"interval": -1}, "interval -1"),

@@ -60,8 +60,13 @@ def test_unknown(cram_fault):
 @pytest.mark.cram_device(codec="zstd")
 def test_mount_refuses(cram_mount):
     pass
+
+@pytest.mark.cram_device("1G")
+def test_no_name(cram_device):
+    pass
 """
     )
     done = run(tmp_path)
-    assert "3 passed, 1 error" in done.stdout, done.stdout
+    assert "3 passed, 2 errors" in done.stdout, done.stdout
+    assert "cram_device: '1G' has no name" in done.stdout
     assert "cram_mount: a mounted device takes no codec" in done.stdout

@@ -17,6 +17,8 @@ from cram_emu.sysfs.trace import TRACING
 #: Files of a device that hold words, not numbers; and one that holds a table.
 _WORDS = ("path", "codec")
 _PROCESSES = "processes"
+#: Those of its faults, which are no registers: `cram-emu fault` tells them.
+_FAULTS = ("fail_cram_", "make-it-fail")
 
 
 @contextmanager
@@ -63,10 +65,11 @@ class Tree:
         return sorted(found, key=lambda name: int(name.removeprefix("mem")))
 
     def device(self, name: str) -> dict[str, int | str]:
-        """The files of a device by name, those in directories as "interrupts/lthresh"."""
+        """The registers of a device by file, those in directories as "interrupts/lthresh"."""
         top = self.path(f"{DEVICES}/{name}")
+        found = (p for entry in top.iterdir() if not entry.name.startswith(_FAULTS) for p in (entry, *entry.rglob("*")))
         # What is only written to are commands.
-        readable = (p for p in top.rglob("*") if p.is_file() and p.stat().st_mode & 0o444)
+        readable = (p for p in found if p.is_file() and p.stat().st_mode & 0o444)
         files = sorted(p for p in readable if p.name != _PROCESSES)
         values = {str(file.relative_to(top)): file.read_text().rstrip("\n") for file in files}
         return {key: text if key in _WORDS else int(text) for key, text in values.items()}

@@ -100,9 +100,9 @@ def _trigger(command: Callable[[], None]) -> Callable[[str], None]:
 
 
 def _processes(clients: list[Client]) -> str:
-    """A line for each process that has the device open; mapped in bytes, the rest are counts."""
+    """A line for each process that has the device open; mapped in bytes, make_it_fail 0 or 1, the rest are counts."""
     names = [field.name for field in dataclasses.fields(Client)]
-    rows = [" ".join(str(getattr(client, name)) for name in names) for client in clients]
+    rows = [" ".join(f"{getattr(client, name):d}" for name in names) for client in clients]
     return "".join(f"{row}\n" for row in [" ".join(names), *rows])
 
 

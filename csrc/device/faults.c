@@ -153,9 +153,11 @@ void fault_before_store(struct op *op, uint64_t page)
 
 bool fault_pad(struct op *op, const uint8_t *page, struct encoded *encoded)
 {
+	const struct inject_fault *attr = &op->device->super->inject.fault[CRAM_FAULT_RATIO];
 	uint32_t length = encoded->length, padded = (uint32_t)value_of(op->device, CRAM_FAULT_RATIO);
 
-	if (padded == 0 || padded > op->device->codec.largest_stored) {
+	/* Drawn as less than a byte it is the least of bounds; not at all is a value of 0 alone. */
+	if (atomic_load(&attr->value) == 0 || padded > op->device->codec.largest_stored) {
 		*encoded = (struct encoded){ .state = CRAM_PAGE_RAW, .length = PAGE_SIZE, .form = page };
 		return false;
 	}

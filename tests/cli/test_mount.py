@@ -230,6 +230,16 @@ class TestStat:
         told = dict(lines)
         assert (told["advertised"], told["real"], told["ratio"]) == ("64 MiB", "1 MiB", "0.00")
 
+    def test_faults(self, start, where: Path):
+        """Attributes of faults are words and fractions: they are no registers, and whoever reads those does not stumble."""
+        start()
+        before = json.loads(run("stat", where, "--json").stdout)["mem0"]
+        store = where / DEVICES / "mem0/fail_cram_store"
+        (store / "probability").write_text("0.5\n")
+        (store / "distribution").write_text("pareto\n")
+        told = json.loads(run("stat", where, "--json").stdout)["mem0"]
+        assert sorted(told) == sorted(before) and not any("fail" in name for name in told)
+
     def test_not_mounted(self, where: Path):
         assert error(run("stat", where)) == f"cram-emu: {where}: no machine is mounted there"
 
