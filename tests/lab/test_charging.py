@@ -32,7 +32,8 @@ class TestDefect:
         assert page.samples[-1].anon <= 64 * PAGE
         for mode in ("size", "fuzzy"):
             assert outcomes[mode].refaults < page.refaults / 3
-            assert outcomes[mode].samples[-1].anon > PLAN.hot * PAGE
+            # Most of what is hot; a batch of it may be on its way out.
+            assert outcomes[mode].samples[-1].anon > PLAN.hot // 2 * PAGE
 
     def test_limit(self, outcomes):
         page = outcomes["page"]

@@ -367,7 +367,9 @@ static pid_t signal_parent(int enough, int times, int output)
 		if (times == 0 && read(enough, &byte, 1) == 1)
 			break;
 		kill(getppid(), SIGALRM);
-		sweep();
+		/* The handler sweeps once: whoever is signalled faster than it returns gets nowhere. */
+		for (int j = 0; j < 3; j++)
+			sweep();
 	}
 	CHECK(write(output, "z", 1) == 1);
 	_exit(0);
