@@ -123,7 +123,7 @@ class TestFault:
             (("store", "x=1"), "no attribute 'x'; there are probability, "),
             (("store", "times"), "'times': not ATTRIBUTE=VALUE, off or now"),
             (("store", "probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
-            (("store", "value=7"), "store: value 7: over 0"),
+            (("store", "value=7"), "store: value 7: it has none"),
             (("store", "off", "times=1"), "'off': not ATTRIBUTE=VALUE, off or now"),
         ],
     )
