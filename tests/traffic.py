@@ -37,7 +37,7 @@ from pathlib import Path
 
 import psutil
 from device_object import LOSSES, LOSSES_AT, DeviceObject
-from samples import LINE, PAGE, holdings
+from samples import LINE, PAGE, holdings, noise
 
 from cram_emu import Device, PoisonError
 from cram_emu.errors import Busy, CramError, DeviceGone, InvalidArgument, NoAnswer
@@ -589,6 +589,8 @@ VALUES = {
 }  # fmt: skip
 #: Most of probability, in percent.
 LIKELY = {"capacity": 1.0, "read_delay": 2.0, "write_delay": 2.0, "storm_irq": 2.0, "reset": 0.05, "power_cycle": 0.05}
+#: Those that strike before anything else is done.
+FIRST = ("store", "corrupt", "poison", "ratio", "trim", "read_delay", "write_delay")
 #: Once a device has lost its contents it needs time to be filled again.
 ONCE = ("reset", "power_cycle")
 OTHERS = [name for name in NAMES if name not in (*ONCE, "removal")]
@@ -606,7 +608,15 @@ class Saboteur:
         #: Lines poisoned by hand, by device.
         self.injected: collections.Counter[Device] = collections.Counter()
 
+    def begin(self, device: Device) -> None:
+        """What every round has."""
+        for name in FIRST:
+            device.faults[name].set(probability=100, interval=10, times=3)
+        self.waits_for = device
+
     def step(self) -> None:
+        if any(self.waits_for.faults[name].struck == 0 for name in FIRST):
+            return
         device = self.chance.choice(self.devices)
         acts = (self.set, self.calm, self.strike, self.inject, self.look, self.rebuild, self.murder, self.mark)
         act = self.chance.choices(acts, (60, 5, 1, 15, 5, 3, 5, 6))[0]
@@ -721,6 +731,7 @@ class Round:
         )
 
     def to_the_end(self) -> dict:
+        self.saboteur.begin(self.direct)
         self.traffic(self.operations, self.saboteur.step, max(1, self.operations * SECTIONS // STEPS))
         for device in (self.direct, self.node):
             self.saboteur.calm(device)
@@ -728,6 +739,7 @@ class Round:
         if self.damage == "byte":
             self.flip_a_byte()
         elif self.damage == "counters":
+            self.lose_pages()
             there = DeviceObject(self.direct.fileno())
             there.write(LOSSES_AT, bytes(8 * LOSSES))
         figures = self.account()
@@ -838,6 +850,13 @@ class Round:
                 data[1234] ^= 1
                 self.direct.write(page * PAGE, data)
                 return
+
+    def lose_pages(self) -> None:
+        """More than by any other cause."""
+        self.direct.faults["store"].set(probability=100)
+        for page in range(SECTIONS * PAGES // 2):
+            self.direct.write(page * PAGE, noise(page))
+        self.direct.faults["store"].off()
 
     def account(self) -> dict:
         losses = {}

@@ -53,11 +53,27 @@ __asm__(".text\n"
 extern size_t guarded_move(void *to, const void *from, size_t length) __attribute__((visibility("hidden")));
 extern const char guarded_instruction[], guarded_end[];
 
+/* What is told of poison may lie on the device itself: the program's name, where the program has copied it, or a library's. So
+ * SIGBUS is open meanwhile; poison that is met in telling is passed on, but not told. */
+static void tell_poison(const void *address)
+{
+	static _Thread_local FAST_TLS bool telling;
+	uint64_t open = 1ull << (SIGBUS - 1), before;
+
+	if (telling)
+		return;
+	telling = true;
+	memory_call(SYS_rt_sigprocmask, SIG_UNBLOCK, (long)&open, (long)&before, sizeof(open), 0, 0);
+	witness_met(address);
+	memory_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&before, 0, sizeof(before), 0, 0);
+	telling = false;
+}
+
 /* For the SIGBUS handler: goes on after the copy, which is then incomplete. Poison is told, whoever met it. */
 static bool rescue(const siginfo_t *info, ucontext_t *context)
 {
 	if (info->si_code == BUS_MCEERR_AR)
-		witness_met(info->si_addr);
+		tell_poison(info->si_addr);
 	if (context->uc_mcontext.gregs[REG_RIP] != (greg_t)guarded_instruction)
 		return false;
 	context->uc_mcontext.gregs[REG_RIP] = (greg_t)guarded_end;

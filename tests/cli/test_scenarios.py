@@ -1,6 +1,7 @@
 """`cram-emu scenarios`, and every scenario of scripts/faults."""
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -96,6 +97,19 @@ class TestCommand:
         result = scenarios.run(*scenarios.chosen([]), time_limit_s=0.5)
         assert (result.outcome, result.code) == ("failed", 143)
         assert result.output == "cleaned\n\nit took longer than 0.5 s"
+
+    @pytest.mark.parametrize(
+        ("end", "code"), (("kill $$", 143), ("exit 3", 3), ("false", 1), ("expect 1 -eq 2 ones", 1), ("true", 0))
+    )
+    def test_leaves_nothing(self, own, end, code):
+        """However one ends, what it has for its end is done, its machines go, and its exit code tells."""
+        own("ended", f'source {COMMON}; leave() {{ echo "leaves $where"; }}; machine 1M 1M; machine 1M 1M 4096; {end}')
+        result = scenarios.run(*scenarios.chosen([]))
+        if result.outcome == "skipped":
+            pytest.skip(result.reason)
+        assert result.code == code, result.output
+        where = Path(re.search("^leaves (.*)", result.output, re.M)[1])
+        assert not [*where.parent.glob(f"{where.name}*"), *Path("/dev/shm").glob(f"{where.name}*")]
 
     def test_not_there(self, tmp_path):
         with pytest.raises(NotSupported, match="come with the source tree"):

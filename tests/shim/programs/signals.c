@@ -177,6 +177,8 @@ static void meet_poison(void)
 	unsigned found;
 	int ends[2];
 
+	/* As redis does, so that its title has room. It is not resident when poison is met, and it is told. */
+	program_invocation_short_name = cold(strcpy(cold_memory(64 << 10), "named"));
 	for (size_t i = 0; i < size; i += 8) {
 		state = state * 6364136223846793005ull + 1442695040888963407ull;
 		*(uint64_t *)(area + i) = state * 2654435761u ^ state >> 31;
