@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from cram_emu import Device, faults, format_size
+from cram_emu import Device, Stats, faults, format_size
 from cram_emu.cli import USAGE, tell
 from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument
 from cram_emu.lab import launch
-from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, summarise
+from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, registers, summarise
 from cram_emu.lab.witness import After, Book, Place, Struck, parse_after, parse_poison_at
 
 if TYPE_CHECKING:
@@ -167,10 +167,12 @@ def run(args: argparse.Namespace) -> int:
         return tell(str(error), USAGE)
     with _device(args) as (device, path), _faults(device, args) as strikes, _manager(device, args) as manager, Book() as book:
         environment = launch.environment(path, settings, manager, book, args.poison_at)
+        # A fault may silence them from its first moment on.
+        before = registers(device)
         begin = _Begin(args.fault_after, [strikes.arm, book.set_due])
         start = time.monotonic()
         try:
-            report = _watch(program, environment, device, args, settings, manager, begin)
+            report = _watch(program, environment, device, before, args, settings, manager, begin)
         except launch.CannotStart as error:
             return tell(str(error), error.code)
         report = dataclasses.replace(
@@ -216,7 +218,7 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
     # What this host does not permit is told here, and not by the program's start.
     with Device("1M", "1M") as device, device.map(window="64K", delivery=args.delivery):
         for name, attributes in args.fault:
-            device.faults[name].set(**attributes)
+            device.faults[name].set(**_seed(args), **attributes)
 
 
 @contextlib.contextmanager
@@ -245,12 +247,16 @@ def _manager(device: Device, args: argparse.Namespace) -> Iterator[Zswap | None]
         yield manager
 
 
+def _seed(args: argparse.Namespace) -> dict[str, int]:
+    return {} if args.seed is None else {"seed": args.seed}
+
+
 class _Strikes:
     """The faults that were asked for."""
 
     def __init__(self, device: Device, args: argparse.Namespace):
         self._faults, self._wanted = device.faults, args.fault
-        self._seed = {} if args.seed is None else {"seed": args.seed}
+        self._seed = _seed(args)
         self._before = {name: (self._faults[name].attributes, self._faults[name].struck) for name, _ in args.fault}
 
     def arm(self) -> None:
@@ -303,7 +309,14 @@ def _again(args: argparse.Namespace) -> str | None:
 
 
 def _watch(
-    program: str, environment, device: Device, args, settings: launch.Settings, manager: Zswap | None, begin: _Begin
+    program: str,
+    environment,
+    device: Device,
+    registers_before: Stats,
+    args,
+    settings: launch.Settings,
+    manager: Zswap | None,
+    begin: _Begin,
 ) -> Report:
     for number in _LEFT_TO_THE_PROGRAM:
         signal.signal(number, signal.SIG_IGN)
@@ -324,7 +337,7 @@ def _watch(
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     ours = args.device is None and args.mount is None
     # Nobody else knows a device that we have made.
-    watch = Watch(device, _anybody if ours else is_child_of(child.pid), manager, begin)
+    watch = Watch(device, registers_before, _anybody if ours else is_child_of(child.pid), manager, begin)
     # Not reaped: while it is a zombie nobody else has its number, and its last counters stay.
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     seconds = time.monotonic() - start

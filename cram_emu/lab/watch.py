@@ -5,7 +5,6 @@ It reads registers and the client table, and changes nothing but that it reaps d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import threading
@@ -63,25 +62,37 @@ class PoisonMet:
     places: list[Place] = dataclasses.field(default_factory=list)  #: of the first few accesses
 
 
+#: Of a device that has never answered.
+_UNKNOWN = Stats(**dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0))
+
+
+def registers(device: Device, otherwise: Stats = _UNKNOWN) -> Stats:
+    """The registers, or, while a fault has them silent or the device is gone, what was known of them."""
+    try:
+        return device.stats
+    except (DeviceGone, NoAnswer):
+        return otherwise
+
+
 class Watch:
     """Samples a device in a thread until stop(). Threads: one at a time may call."""
 
     def __init__(
         self,
         device: Device,
+        before: Stats,
         mine: Callable[[int], bool],
         manager: Zswap | None = None,
         told: Callable[[Sample], None] | None = None,
     ):
-        """mine: is this process one of those that are watched? manager: theirs, with the device as its node, to which it publishes
+        """before: what was counted before is not told. mine: is this process one of those that are watched? manager: theirs, with the device as its node, to which it publishes
         what the device tells. told: of each sample but the first and the last."""
         self._device = device
         self._told = told
         self._manager = manager
         self._mine = mine
         self._start = time.monotonic()
-        self._stats = Stats(**dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0))
-        self._first = self._stats = self._read()
+        self._first = self._stats = before
         self._known: dict[int, Client] = {}
         self._done = dict.fromkeys(_COUNTERS, 0)  #: of processes that are gone
         self._names: dict[int, str] = {}
@@ -111,7 +122,8 @@ class Watch:
                 self._period *= 2
 
     def _take(self) -> None:
-        seconds, stats = time.monotonic() - self._start, self._read()
+        seconds = time.monotonic() - self._start
+        stats = self._stats = registers(self._device, self._stats)
         clients = self._count(seconds)
         resident_frames = sum(client.resident_frames for client in clients)
         placed = sum(client.mapped for client in clients)
@@ -148,12 +160,6 @@ class Watch:
                 **managed,
             )
         )
-
-    def _read(self) -> Stats:
-        """The registers, or, while a fault has them silent or the device is gone, what they told last."""
-        with contextlib.suppress(DeviceGone, NoAnswer):
-            self._stats = self._device.stats
-        return self._stats
 
     def _count(self, seconds: float) -> list[Client]:
         everybody = self._device.clients()

@@ -155,6 +155,8 @@ int inject_set(struct inject *inject, enum cram_fault fault, const struct cram_f
 				 CRAM_FAULT_CERTAIN);
 	if (from->times < -1 || from->times == INT64_MAX)
 		return cram_fail(CRAM_EINVAL, "%s: times %" PRId64 ": not from -1 to 2^63 - 2", text->name, from->times);
+	if (from->value > 0 && text->unit == NULL)
+		return cram_fail(CRAM_EINVAL, "%s: value %" PRIu64 ": it has none", text->name, from->value);
 	if (from->value > text->largest)
 		return cram_fail(CRAM_EINVAL, "%s: value %" PRIu64 ": over %" PRIu64, text->name, from->value, text->largest);
 	if (from->distribution >= CRAM_DISTRIBUTIONS)

@@ -18,7 +18,7 @@
 #include "witness.h"
 
 #define NAME_MAX_BYTES 200u
-/* So often a thread of ours asks whether it is due. */
+/* So often a thread of ours asks whether it is due, and tries again what was refused. */
 #define PERIOD_NS 5000000
 
 static struct {
@@ -31,6 +31,8 @@ static struct {
 
 /* Nobody has struck yet, as far as this process knows. */
 static _Atomic bool open_target;
+/* What could not be struck when it was tried: the thread's, from then on; 0: nothing. */
+static _Atomic uint64_t refused;
 /* Of those that are counted by their callers; and what the right one is, until it is freed. */
 static _Atomic unsigned counted;
 static _Atomic uint64_t chosen_block;
@@ -42,21 +44,30 @@ bool target_wanted(void)
 
 /* ---- the strike ------------------------------------------------------------------------------------------ */
 
-/* Once in a run. */
+/* Once in a run. A refusal may pass: under a manager the device takes the page as soon as its driver says that it is safe. */
 static void strike(const void *address)
 {
-	uint32_t nobody = 0;
+	uint32_t taken = 0;
 	char text[BOOK_LINE];
 	uint64_t dpa;
 
-	atomic_store(&open_target, false);
-	if (!atomic_compare_exchange_strong(&book->taken, &nobody, (uint32_t)getpid()))
+	if (!atomic_compare_exchange_strong(&book->taken, &taken, (uint32_t)getpid())) {
+		if (taken == BOOK_STRUCK)
+			atomic_store(&open_target, false);
+		else
+			atomic_store(&refused, (uint64_t)(uintptr_t)address);
 		return;
+	}
 	witness_describe(address, text, sizeof(text));
-	if (space_poison(shim.map, (uint64_t)(uintptr_t)address - REGION_BASE, &dpa) == 0)
+	if (space_poison(shim.map, (uint64_t)(uintptr_t)address - REGION_BASE, &dpa) == 0) {
+		atomic_store(&open_target, false);
 		witness_write("struck\t%d\t%p\t%s\t0x%llx", getpid(), address, text, (unsigned long long)dpa);
-	else
+		atomic_store(&book->taken, BOOK_STRUCK);
+		return;
+	}
+	if (atomic_exchange(&refused, (uint64_t)(uintptr_t)address) == 0)
 		witness_write("failed\t%d\t%p\t%s\t%s", getpid(), address, text, cram_error_detail());
+	atomic_store(&book->taken, 0);
 }
 
 /* The page at that rank of those of the heap that are in use, or how many there are. */
@@ -84,9 +95,15 @@ static uint64_t walk_heap(uint64_t rank, const void **found)
 
 static const void *find_in_heap(void)
 {
-	uint64_t pages = walk_heap(UINT64_MAX, NULL), rank = (uint64_t)((double)pages * target.percent / 100);
-	const void *found = NULL;
+	const void *found = (const void *)atomic_load(&refused);
+	uint64_t pages, rank;
 
+	/* To look through all of it costs too much to do so again and again. */
+	if (found != NULL && witness_in_use(found, &found))
+		return found;
+	pages = walk_heap(UINT64_MAX, NULL);
+	rank = (uint64_t)((double)pages * target.percent / 100);
+	found = NULL;
 	if (pages > 0)
 		walk_heap(rank < pages ? rank : pages - 1, &found);
 	return found;
@@ -120,24 +137,27 @@ static void try(void)
 		strike(address);
 }
 
-/* What there was before it was due nobody will make anew. */
-static void *wait_for_due(void *nothing)
+/* made: what there was before it was due, and nobody will make anew, is looked for too. */
+static void *wait_for_due(void *made)
 {
 	const struct timespec period = { 0, PERIOD_NS };
+	bool look = made != NULL;
 
-	while (atomic_load(&open_target) && atomic_load(&book->due) == 0)
+	while (atomic_load(&open_target) && atomic_load(&book->taken) != BOOK_STRUCK) {
+		if (atomic_load(&book->due) != 0 && (look || atomic_load(&refused) != 0)) {
+			look = false;
+			try();
+		}
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &period, NULL);
-	try();
-	return nothing;
+	}
+	return NULL;
 }
 
 static bool start_waiting(void)
 {
 	pthread_t thread;
 
-	if (atomic_load(&book->due) != 0)
-		return true;
-	if (thread_start(&thread, wait_for_due, NULL, "poison") != 0)
+	if (thread_start(&thread, wait_for_due, atomic_load(&book->due) == 0 ? &target : NULL, "poison") != 0)
 		return false;
 	pthread_detach(thread);
 	return true;
@@ -193,7 +213,7 @@ void target_allocated(const void *memory, bool chosen)
 {
 	if (chosen)
 		atomic_store(&chosen_block, (uint64_t)(uintptr_t)memory);
-	if (chosen || target.kind == HEAP)
+	if ((chosen || target.kind == HEAP) && atomic_load(&refused) == 0)
 		try();
 }
 
@@ -212,7 +232,7 @@ void target_mapped(const void *memory, unsigned number, const void *caller)
 		target_allocated(memory, target_is_next(caller));
 	} else if (target.kind == MMAP) {
 		tell_reached(number);
-		if (number == target.number)
+		if (number == target.number && atomic_load(&refused) == 0)
 			try();
 	}
 }
@@ -248,7 +268,7 @@ bool target_start(const char *text)
 	if (target.kind == CALLER && dlsym(RTLD_DEFAULT, target.function) != NULL)
 		atomic_store(&book->found, 1);
 	dlerror();
-	atomic_store(&open_target, atomic_load(&book->taken) == 0);
+	atomic_store(&open_target, atomic_load(&book->taken) != BOOK_STRUCK);
 	return start_waiting();
 }
 

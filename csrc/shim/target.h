@@ -7,7 +7,7 @@
  * caller:NAME#N the N-th allocation by the function of that name, which is then a page, or several, of its own
  *
  * It strikes as soon as there is such a thing and the book (witness.h) says that it is due, in the thread that makes it, or,
- * where it has been made before, in one of ours.
+ * where it has been made before, or could not be struck then, in one of ours.
  */
 #ifndef CRAM_TARGET_H
 #define CRAM_TARGET_H

@@ -17,11 +17,12 @@
 
 #define BOOK_LINE 256u
 #define BOOK_LINES 1023u
+#define BOOK_STRUCK UINT32_MAX
 
 /* In a file that all programs of a run share: cram_emu/lab/witness.py has the same layout. */
 struct book {
 	_Atomic uint32_t due;     /* 1: poison may be put where it is wanted */
-	_Atomic uint32_t taken;   /* the process that has put it, or tries to */
+	_Atomic uint32_t taken;   /* the process that tries to put it, or BOOK_STRUCK; 0: nobody */
 	_Atomic uint32_t found;   /* 1: somebody has the function that the target names */
 	_Atomic uint32_t reached; /* the most that anybody has counted up to */
 	_Atomic uint32_t lines;

@@ -123,7 +123,7 @@ class TestFault:
             (("store", "x=1"), "no attribute 'x'; there are probability, "),
             (("store", "times"), "'times': not ATTRIBUTE=VALUE, off or now"),
             (("store", "probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
-            (("store", "value=7"), "store: value 7: over 0"),
+            (("store", "value=7"), "store: value 7: it has none"),
             (("store", "off", "times=1"), "'off': not ATTRIBUTE=VALUE, off or now"),
         ],
     )
@@ -222,7 +222,26 @@ class TestRun:
         assert ended.value.code == 2
         assert told in capsys.readouterr().err
 
-    def test_bad_attribute(self, capsys):
+    @pytest.mark.parametrize(
+        "options, told",
+        [
+            (("--fault", "store:probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
+            (("--fault", "store", "--seed", "-1"), "store: seed -1: not a whole number from 0 to 18446744073709551615"),
+        ],
+    )
+    def test_bad_attribute(self, options, told, capsys):
         """What only the device refuses is told before the program starts."""
-        assert main(["run", "--fault", "store:probability=200", "--", "true"]) == 2
-        assert capsys.readouterr().err == "cram-emu: store: probability 200.0: not from 0 to 100 percent\n"
+        assert main(["run", *options, "--", "true"]) == 2
+        assert capsys.readouterr().err == f"cram-emu: {told}\n"
+
+    def test_silent(self, tmp_path):
+        """Registers that do not answer from the first moment on: what they said before is told, and no older losses."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            device.faults["store"].set(probability=100, times=1)
+            device.write(0, noise(1))
+            device.faults["store"].off()
+            _, report = self.run(tmp_path, "--device", str(path), "--fault", "no_answer")
+            assert (report["remaining"], report["dropped_writes"]) == (64 << 20, 0)
+            _, report = self.run(tmp_path, "--device", str(path), "--fault", "no_answer:times=1")
+            assert (report["injected"], report["dropped_writes"]) == ({"no_answer": 1}, 0)

@@ -39,8 +39,8 @@ class TestEnding:
     def test_passed_on(self) -> None:
         """SIGTERM goes to the program, which decides."""
         script = (
-            "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(9));"
-            "print('ready', flush=True); signal.pause()"
+            "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM});"
+            "print('ready', flush=True); signal.sigwait({signal.SIGTERM}); sys.exit(9)"
         )
         process = subprocess.Popen(
             [COMMAND, "run", "--", PYTHON, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

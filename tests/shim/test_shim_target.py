@@ -44,12 +44,12 @@ def reported(tmp_path: Path):
     return start
 
 
-def taken(runner: int) -> bool:
-    """Has anybody of that run struck? By its book."""
+def taken(runner: int, words=(b"struck\t", b"failed\t")) -> bool:
+    """Has anybody of that run struck, or tried to? By its book."""
     for link in Path(f"/proc/{runner}/fd").iterdir():
         try:
             if "cram_emu-book" in str(link.readlink()):
-                return link.read_bytes()[256:263] in (b"struck\t", b"failed\t")
+                return any(word in link.read_bytes() for word in words)
         except OSError:
             continue
     return False
@@ -93,6 +93,13 @@ class TestHandled:
         done, report = reported(target, "handled", options=options)
         assert (done.returncode, done.stdout, report["met_poison"]) == (0, UNHARMED, [])
         assert report["poison_at"]["why"] == "its driver lets the node take no page now"
+
+    def test_taken_later(self, target: str) -> None:
+        """Where its driver takes none at first, it is struck as soon as he does."""
+        options = ("--mode", "zswap", "--poison-at", "mmap:2+8192", "--fault", "alloc:times=3")
+        with keeping(target, "keep", options=options, struck=False) as process:
+            wait_until(lambda: taken(process.pid, (b"struck\t",)), "it is struck")
+            assert process.communicate("")[0] == EXPECTED["mmap:2+8192"][0]
 
     def test_frame(self, target: str) -> None:
         """Under a manager, what has a frame by then is hit alike."""
