@@ -188,7 +188,7 @@ def parse_attribute(name: str, text: str) -> float | int | str:
             return parse_size(text)
         return float(text) if name == "probability" else int(text, 0)
     except ValueError:
-        raise InvalidArgument(f"{name} {text!r}: not a number") from None
+        raise InvalidArgument(f"{name} {text!r}: not a {'' if name == 'probability' else 'whole '}number") from None
 
 
 def parse(text: str) -> tuple[str, dict[str, float | int | str]]:

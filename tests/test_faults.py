@@ -540,7 +540,7 @@ class TestWho:
     def test_verbose(self, dev, verbose):
         dev.faults["store"].set(probability=100, verbose=verbose)
         dev.write(0, content(0))
-        assert dev.faults["store"].struck == 1
+        assert (dev.faults["store"].struck, dev.faults["store"].attributes.verbose) == (1, verbose)
         assert dev.stats.events == (1 if verbose else 0)
 
 

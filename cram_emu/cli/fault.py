@@ -18,7 +18,7 @@ a probability in percent, at every so many chances (interval), so many times (-1
 many bytes (space). The same seed strikes the same pages. What a fault does by an amount (value: a delay, say)
 varies as its distribution says: constant, uniform, exponential or pareto, which has spikes. A fault belongs
 to the device: it strikes every program that uses it, until it is switched off; with task-filter=1 only
-programs run with a --fault that says so too. removal, reset and power_cycle befall the device as a whole:
+programs run with a --fault that says so too, or marked in make-it-fail of a mounted machine. removal, reset and power_cycle befall the device as a whole:
 `now` has them strike at once.
 """
 

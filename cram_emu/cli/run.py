@@ -19,7 +19,7 @@ from cram_emu import Device, Stats, faults, format_size
 from cram_emu.cli import USAGE, tell
 from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
-from cram_emu.errors import DeviceIOError, InvalidArgument
+from cram_emu.errors import DeviceIOError, InvalidArgument, NoAnswer
 from cram_emu.lab import launch
 from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, registers, summarise
 from cram_emu.lab.witness import After, Book, Place, Struck, parse_after, parse_poison_at
@@ -117,7 +117,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="poison, once: heap:N%%, the page at N percent of what is allocated; mmap:N+OFFSET, the N-th mapping that the"
         " program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a function of the program or a library,"
-        " by its dynamic symbol (-rdynamic)",
+        " by its dynamic symbol (-rdynamic). Under --mode zswap as soon as the device takes the page",
     )
     parser.add_argument(
         "--fault-after",
@@ -215,10 +215,14 @@ def _check(args: argparse.Namespace, settings: launch.Settings) -> None:
         plot.check(args.plot)
     for path in filter(None, (args.report, args.plot)):
         check_writable(path)
+    names = [name for name, _ in args.fault]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgument(f"--fault {name}: given twice")
     # What this host does not permit is told here, and not by the program's start.
     with Device("1M", "1M") as device, device.map(window="64K", delivery=args.delivery):
         for name, attributes in args.fault:
-            device.faults[name].set(**_seed(args), **attributes)
+            device.faults[name].set(**_seed(args) | attributes)
 
 
 @contextlib.contextmanager
@@ -227,6 +231,9 @@ def _device(args: argparse.Namespace) -> Iterator[tuple[Device, str]]:
     path = target(args)
     if path is not None:
         device = Device.open(path)
+        # Silent registers are a fault like others; a device that is gone serves nobody.
+        with contextlib.suppress(NoAnswer):
+            _ = device.stats
     else:
         advertised = _ADVERTISED if args.advertised is None else args.advertised
         device = Device(advertised, min(_REAL, advertised) if args.real is None else args.real)

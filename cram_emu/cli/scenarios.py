@@ -59,7 +59,7 @@ def _tell(console: Console, results: list[scenarios.Result]) -> None:
             console.say(result.scenario.name, "bold")
             console.say(result.output.rstrip())
     rows = [
-        [result.scenario.name, result.outcome, f"{result.seconds:.1f} s", result.reason] for result in results
+        [result.scenario.name, result.outcome, f"{result.seconds:.1f} s", result.reason.removeprefix("skipped: ")] for result in results
     ]
     console.table(["scenario", "outcome", "time", ""], rows, _STYLES)
     console.document(

@@ -139,7 +139,7 @@ void inject_get(const struct inject *inject, enum cram_fault fault, struct cram_
 		.seed = atomic_load(&attr->seed),
 		.value = atomic_load(&attr->value),
 		.distribution = atomic_load(&attr->distribution),
-		.verbose = !atomic_load(&attr->quiet),
+		.verbose = atomic_load(&attr->verbose) ^ 1,
 		.task_filter = atomic_load(&attr->task_filter),
 		.struck = atomic_load(&attr->struck),
 	};
@@ -173,7 +173,7 @@ int inject_set(struct inject *inject, enum cram_fault fault, const struct cram_f
 	atomic_store(&attr->seed, from->seed);
 	atomic_store(&attr->value, from->value);
 	atomic_store(&attr->distribution, from->distribution);
-	atomic_store(&attr->quiet, from->verbose == 0);
+	atomic_store(&attr->verbose, from->verbose ^ 1);
 	atomic_store(&attr->task_filter, from->task_filter != 0);
 	atomic_store(&attr->asked, 0);
 	if (from->probability > 0 && from->times != 0)

@@ -49,7 +49,7 @@ struct inject_fault {
 	_Atomic uint64_t seed;
 	_Atomic uint64_t value;
 	_Atomic uint32_t distribution;
-	_Atomic uint32_t quiet;       /* strikes are not told: not `verbose`, so that a new device is all zeros */
+	_Atomic uint32_t verbose;     /* XOR 1, so that a new device is all zeros */
 	_Atomic uint32_t task_filter;
 	_Atomic uint64_t asked;
 	_Atomic uint64_t struck;
@@ -70,7 +70,7 @@ static inline bool inject_armed(const struct inject *inject, enum cram_fault fau
 bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size, bool marked);
 static inline bool inject_quiet(const struct inject *inject, enum cram_fault fault)
 {
-	return atomic_load(&inject->fault[fault].quiet);
+	return (atomic_load(&inject->fault[fault].verbose) ^ 1) == 0;
 }
 /* Counts a strike that nobody asked chance about. */
 static inline void inject_struck(struct inject *inject, enum cram_fault fault)

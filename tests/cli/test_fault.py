@@ -118,7 +118,7 @@ class TestFault:
         "words, told",
         [
             (("store", "now"), "store: strikes by its attributes only"),
-            (("store", "space=M"), "space 'M': not a number"),
+            (("store", "space=M"), "space 'M': not a whole number"),
             (("lost",), "no fault 'lost'; there are store, "),
             (("store", "x=1"), "no attribute 'x'; there are probability, "),
             (("store", "times"), "'times': not ATTRIBUTE=VALUE, off or now"),
@@ -213,7 +213,7 @@ class TestRun:
         [
             (("--fault", "x"), "argument --fault: no fault 'x'"),
             (("--fault", "store:times"), "argument --fault: 'store:times': 'times' is not ATTRIBUTE=VALUE"),
-            (("--seed", "x"), "argument --seed: seed 'x': not a number"),
+            (("--seed", "x"), "argument --seed: seed 'x': not a whole number"),
         ],
     )
     def test_bad_usage(self, options, told, capsys):
@@ -226,6 +226,7 @@ class TestRun:
         "options, told",
         [
             (("--fault", "store:probability=200"), "store: probability 200.0: not from 0 to 100 percent"),
+            (("--fault", "store", "--fault", "poison", "--fault", "store:times=1"), "--fault store: given twice"),
             (("--fault", "store", "--seed", "-1"), "store: seed -1: not a whole number from 0 to 18446744073709551615"),
         ],
     )
@@ -233,6 +234,22 @@ class TestRun:
         """What only the device refuses is told before the program starts."""
         assert main(["run", *options, "--", "true"]) == 2
         assert capsys.readouterr().err == f"cram-emu: {told}\n"
+
+    def test_own_seed(self, tmp_path):
+        """A fault's own seed goes before the run's."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path):
+            done, report = self.run(tmp_path, "--device", str(path), "--seed", "1", "--fault", "ratio:seed=2")
+            assert done.returncode == 0 and report["injected"]["ratio"] > 0
+
+    def test_removed(self, tmp_path, capfd):
+        """No program is started on a device that is gone."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            device.remove()
+            assert main(["run", "--device", str(path), "--", "echo", "started"]) == 1
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("cram-emu: ") and "removed" in err and err.count("\n") == 1
 
     def test_silent(self, tmp_path):
         """Registers that do not answer from the first moment on: what they said before is told, and no older losses."""

@@ -58,7 +58,7 @@ class TestCommand:
         assert [(line.split()[0], line.split()[1]) for line in table] == [
             ("good", "passed"), ("lacking", "skipped"), ("wrong", "failed"),
         ]  # fmt: skip
-        assert table[1].endswith(" skipped: no such program")
+        assert table[1].endswith(" s no such program")
         assert table[2].endswith(" twos and threes: 2, expected -eq 3")
         suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
         assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
