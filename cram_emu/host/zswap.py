@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, ffi, lib, own, set_field
 from cram_emu.device import Device
-from cram_emu.errors import Busy, DeviceIOError, ForkedDevice, InvalidArgument
+from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
 from cram_emu.host.memcg import Memcg, check_name, limit_of
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
@@ -300,8 +300,6 @@ class Zswap:
         """
         driver = Driver() if driver is None else driver
         driver.check()
-        if any(node.device is device for node in self._nodes):
-            raise Busy("the device is a node of this manager already")
         node = Node(self, device, driver)
         node.join()
         # A new list, always: other threads go through the old one, and sort() empties a list while it works.

@@ -61,6 +61,7 @@ static void *serve(void *argument)
 	_Atomic uint32_t *bell = &device->self->bell;
 
 	atomic_store(&device->self->keeper, thread_id());
+	futex_wake_all(&device->self->keeper);
 	while (!atomic_load(&service->stop)) {
 		/* Read before looking: what comes after changes the bell, and the wait returns at once. */
 		uint32_t rung = atomic_load(bell);
@@ -100,9 +101,15 @@ int service_start(struct service *service, struct device *device, const struct s
 	if (service->event_fd < 0)
 		return cram_fail(cram_code_of_errno(errno), "no eventfd: %s", strerrordesc_np(errno));
 	code = thread_start(&service->thread, serve, service, "service");
-	if (code != 0)
+	if (code != 0) {
 		descriptor_close(service->event_fd);
-	return code;
+		return code;
+	}
+	/* The race: a child of fork calls execve(2) before the thread has run. Without a keeper nobody could tell: the client would
+	 * count as alive as long as the new program is there, and a thread of it that was at work as running. */
+	while (atomic_load(&device->self->keeper) == 0)
+		futex_wait(&device->self->keeper, 0, -1);
+	return 0;
 }
 
 void service_stop(struct service *service)

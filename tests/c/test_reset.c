@@ -217,7 +217,7 @@ static void reset_for_ever(void *arg)
 /* Who dies in the middle of a reset leaves half of one: each page is whole or poison, and the next one finds all in order. */
 static void death_in_a_reset(void)
 {
-	for (unsigned i = 0; i < 40; i++) {
+	for (unsigned i = 0; i < 20; i++) {
 		uint8_t bytes[PAGE_SIZE];
 		struct device device;
 		uint32_t version;

@@ -1,5 +1,6 @@
 """Several programs on one device: each has its own pages, and gives them back however it ends."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -128,3 +129,26 @@ class TestShared:
             done = subprocess.run(["/bin/true"], env=environment, user=user, capture_output=True, text=True)
             assert done.returncode == code, done.stderr
         assert done.stderr.endswith(".named: Permission denied\n")
+
+
+def test_exec_at_once(device: Device) -> None:
+    """A child of fork that becomes another program at once is no client any more, though no thread of it has run yet."""
+    environment = launch.environment(named.find(NAME), dataclasses.replace(SETTINGS, follow=False))
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo ready; wait"
+    shell = subprocess.Popen(
+        ["sh", "-c", script], env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    )  # fmt: skip
+    try:
+        assert shell.stdout.readline() == "ready\n"
+        children = [int(pid) for pid in Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()]
+        for pid in children:
+            wait_until(lambda pid=pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n", "it is another program")
+        assert len(children) == 8
+        device.reap()
+        assert {client.pid for client in device.clients()} == {os.getpid(), shell.pid}
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        shell.communicate(timeout=TIMEOUT)
+    at_rest(device)
