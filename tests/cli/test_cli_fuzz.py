@@ -261,13 +261,13 @@ def words(draw) -> list[str]:
 
 
 class TestFuzz:
-    @settings(max_examples=500)
+    @settings(max_examples=250)
     @given(st.data())
     def test_one_bad_value(self, world: World, data):
         line, bad = data.draw(with_one_bad(world))
         check(world, line, bad)
 
-    @settings(max_examples=500)
+    @settings(max_examples=250)
     @given(words())
     def test_anything(self, world: World, line: list[str]):
         assume(not any("\0" in word for word in line))

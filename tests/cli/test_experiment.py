@@ -69,8 +69,9 @@ class TestRace:
 
 
 class TestPlot:
-    @pytest.mark.parametrize("name", ("charging", "race"))
-    @pytest.mark.parametrize(("suffix", "magic"), ((".png", b"\x89PNG"), (".svg", b"<?xml")))
+    @pytest.mark.parametrize(
+        ("name", "suffix", "magic"), (("charging", ".png", b"\x89PNG"), ("charging", ".svg", b"<?xml"), ("race", ".png", b"\x89PNG"))
+    )
     def test_drawn(self, tmp_path: Path, name: str, suffix: str, magic: bytes):
         pytest.importorskip("matplotlib", reason="a plot needs matplotlib")
         where = tmp_path / f"plot{suffix}"
