@@ -15,11 +15,11 @@ from cram_emu.faults import ATTRIBUTES, NAMES, Fault, file_name, parse_attribute
 DESCRIPTION = """\
 Shows the faults of a device, or sets when one of them strikes, as the kernel's fault attributes do: with
 a probability in percent, at every so many chances (interval), so many times (-1: without limit), after so
-many bytes (space). The same seed strikes the same pages. What a fault does by an amount (value: a delay, say)
-varies as its distribution says: constant, uniform, exponential or pareto, which has spikes. A fault belongs
-to the device: it strikes every program that uses it, until it is switched off; with task-filter=1 only
-programs run with a --fault that says so too, or marked in make-it-fail of a mounted machine. removal, reset and power_cycle befall the device as a whole:
-`now` has them strike at once.
+many bytes (space). The same seed strikes the same pages. What a fault does by an amount (value: a delay,
+say) varies as its distribution says: constant, uniform, exponential or pareto, which has spikes. A fault
+belongs to the device: it strikes every program that uses it, until it is switched off; with task-filter=1
+only programs run with a --fault that says so too, or marked in make-it-fail of a mounted machine. removal,
+reset and power_cycle befall the device as a whole: `now` has them strike at once.
 """
 
 

@@ -85,8 +85,9 @@ class Watch:
         manager: Zswap | None = None,
         told: Callable[[Sample], None] | None = None,
     ):
-        """before: what was counted before is not told. mine: is this process one of those that are watched? manager: theirs, with the device as its node, to which it publishes
-        what the device tells. told: of each sample but the first and the last."""
+        """before: what was counted before is not told. mine: is this process one of those that are watched? manager: theirs,
+        with the device as its node, to which it publishes what the device tells. told: of each sample but the first and the
+        last."""
         self._device = device
         self._told = told
         self._manager = manager

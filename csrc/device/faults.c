@@ -35,16 +35,22 @@ static void tell(struct device *device, enum cram_fault fault, uint64_t page)
 		   page == FAULT_NO_PAGE ? UINT64_MAX : page << PAGE_SHIFT, 0);
 }
 
+/* The same of who does not hold the lock. */
+static void announce(struct device *device, enum cram_fault fault, uint64_t page)
+{
+	if (inject_quiet(&device->super->inject, fault))
+		return;
+	device_lock(device, &device->super->alert_lock);
+	tell(device, fault, page);
+	futex_unlock(&device->super->alert_lock);
+	clients_ring_all(device->clients);
+}
+
 bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t page)
 {
 	if (!strikes(device, fault))
 		return false;
-	if (!inject_quiet(&device->super->inject, fault)) {
-		device_lock(device, &device->super->alert_lock);
-		tell(device, fault, page);
-		futex_unlock(&device->super->alert_lock);
-		clients_ring_all(device->clients);
-	}
+	announce(device, fault, page);
 	return true;
 }
 
@@ -127,10 +133,7 @@ int device_strike(struct device *device, enum cram_fault fault)
 	if (code != 0)
 		return code;
 	inject_struck(&device->super->inject, fault);
-	device_lock(device, &device->super->alert_lock);
-	tell(device, fault, FAULT_NO_PAGE);
-	futex_unlock(&device->super->alert_lock);
-	clients_ring_all(device->clients);
+	announce(device, fault, FAULT_NO_PAGE);
 	return 0;
 }
 

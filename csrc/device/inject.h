@@ -70,7 +70,7 @@ static inline bool inject_armed(const struct inject *inject, enum cram_fault fau
 bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size, bool marked);
 static inline bool inject_quiet(const struct inject *inject, enum cram_fault fault)
 {
-	return (atomic_load(&inject->fault[fault].verbose) ^ 1) == 0;
+	return atomic_load(&inject->fault[fault].verbose) == 1;
 }
 /* Counts a strike that nobody asked chance about. */
 static inline void inject_struck(struct inject *inject, enum cram_fault fault)
