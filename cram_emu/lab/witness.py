@@ -161,9 +161,9 @@ class Book:
                 " -rdynamic, or export the function)"
             )
         if target.kind == "caller" and reached < target.number:
-            return f"{target.function} made {reached} allocations on the device"
+            return f"allocations of {target.function} on the device: {reached}"
         if target.kind == "mmap" and reached < target.number:
-            return f"the program made {reached} mappings on the device"
+            return f"mappings of the program on the device: {reached}"
         if target.kind == "mmap":
             return "the offset is past its end, or it was unmapped before"
         return "it was freed before" if target.kind == "caller" else "nothing was allocated on the device"

@@ -61,7 +61,7 @@ int device_open_table(struct device *device, struct dpa_table *table)
 	uint32_t none = 0;
 
 	if (!atomic_compare_exchange_strong(&device->self->anonymous, &none, 1))
-		return cram_fail(CRAM_EBUSY, "this device object has an anonymous mapping already");
+		return cram_fail(CRAM_EBUSY, "this device object has an anonymous mapping, or is a manager's node, already");
 	*table = dpas_table(&device->dpas, device->client);
 	return 0;
 }

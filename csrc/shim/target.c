@@ -3,7 +3,9 @@
 #include "target.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -44,15 +46,27 @@ bool target_wanted(void)
 
 /* ---- the strike ------------------------------------------------------------------------------------------ */
 
+/* Makes this process the one that tries; false: it has been done, or another one is trying. The race: who was killed while
+ * it tried would keep all others from it; it may have struck and not told, then there is poison twice. */
+static bool take_turn(void)
+{
+	uint32_t taken = 0;
+
+	while (!atomic_compare_exchange_strong(&book->taken, &taken, (uint32_t)getpid())) {
+		if (taken == BOOK_STRUCK || (taken != 0 && (kill((pid_t)taken, 0) == 0 || errno != ESRCH)))
+			return false;
+	}
+	return true;
+}
+
 /* Once in a run. A refusal may pass: under a manager the device takes the page as soon as its driver says that it is safe. */
 static void strike(const void *address)
 {
-	uint32_t taken = 0;
 	char text[BOOK_LINE];
 	uint64_t dpa;
 
-	if (!atomic_compare_exchange_strong(&book->taken, &taken, (uint32_t)getpid())) {
-		if (taken == BOOK_STRUCK)
+	if (!take_turn()) {
+		if (atomic_load(&book->taken) == BOOK_STRUCK)
 			atomic_store(&open_target, false);
 		else
 			atomic_store(&refused, (uint64_t)(uintptr_t)address);

@@ -83,5 +83,5 @@ class TestBook:
             assert book.struck(parse_poison_at("heap:1%")).why == "the program ended before it was due"
             book.set_due()
             assert "-rdynamic" in book.struck(parse_poison_at("caller:a#1")).why
-            assert book.struck(parse_poison_at("mmap:1")).why == "the program made 0 mappings on the device"
+            assert book.struck(parse_poison_at("mmap:1")).why == "mappings of the program on the device: 0"
             assert book.met() == []

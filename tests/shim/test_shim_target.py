@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import mmap
+import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,10 @@ from pathlib import Path
 import pytest
 from placed import COMMAND, TIMEOUT, compiled, run
 from support import wait_until
+
+from cram_emu import Device
+from cram_emu.lab import launch
+from cram_emu.lab.witness import Book, parse_poison_at
 
 #: What the program tells, by what was struck: pages of the table, of three mappings, and the list.
 UNHARMED = "table 0\nmappings 0 0 0\nnodes 0\n"
@@ -107,6 +114,22 @@ class TestHandled:
         with keeping(target, "keep", options=options) as process:
             assert process.communicate("")[0] == EXPECTED["mmap:2+8192"][0]
 
+    @pytest.mark.parametrize("dead", [True, False])
+    def test_striker_killed(self, target: str, dead: bool) -> None:
+        """Who was killed while it struck keeps nobody from it; who lives does."""
+        where = parse_poison_at("mmap:2+8192")
+        with Device("1G", "64M") as device, Book() as book, subprocess.Popen("cat", stdin=subprocess.PIPE) as other:
+            if dead:
+                other.kill()
+                other.wait()
+            with open(book.path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as memory:
+                memory[:8] = struct.pack("2I", 1, other.pid)
+            path = f"/proc/{os.getpid()}/fd/{device.fileno()}"
+            environment = launch.environment(path, launch.Settings(8 << 20), book=book, poison_at=where)
+            done = subprocess.run([target, "handled"], env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+            assert done.stdout == (EXPECTED["mmap:2+8192"][0] if dead else UNHARMED)
+            assert (book.struck(where).place is not None) == dead
+
     def test_twin(self, target: str, reported) -> None:
         """Without the option the same program meets none."""
         done, report = reported(target, "handled")
@@ -163,7 +186,7 @@ class TestHandled:
         for number, code in ((3, -signal.SIGBUS), (4, 0)):
             done, report = reported(str(tmp_path / "cc"), options=("--poison-at", f"caller:make#{number}"))
             assert done.returncode == code, done.stderr
-        assert report["poison_at"]["why"] == "make made 3 allocations on the device"
+        assert report["poison_at"]["why"] == "allocations of make on the device: 3"
 
 
 class TestBare:
@@ -226,8 +249,8 @@ class TestNothing:
         [
             ("caller:nothing#1", "no function nothing in the dynamic symbols of the program or its libraries (link it with"
              " -rdynamic, or export the function)"),
-            ("caller:make_node#99", "make_node made 64 allocations on the device"),
-            ("mmap:4", "the program made 3 mappings on the device"),
+            ("caller:make_node#99", "allocations of make_node on the device: 64"),
+            ("mmap:4", "mappings of the program on the device: 3"),
             ("mmap:1+1048576", "the offset is past its end, or it was unmapped before"),
         ],
     )  # fmt: skip
