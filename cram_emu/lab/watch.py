@@ -165,8 +165,9 @@ class Watch:
     def _count(self, seconds: float) -> list[Client]:
         everybody = self._device.clients()
         now = {c.pid: c for c in everybody if c.pid in self.pids or self._mine(c.pid)}
-        # A fork under way has a second slot in its parent's name.
-        self.shared = self.shared or len({c.pid for c in everybody}) > len(now) + 1
+        # Who looks only, as a mount's server does, has no part in what the registers say.
+        others = (c for c in everybody if c.pid not in now and c.pid != os.getpid())
+        self.shared = self.shared or any(c.mapped or c.faults for c in others)
         for pid, before in self._known.items():
             # Gone, or its slot has been given to another process of that number.
             if pid not in now or now[pid].faults < before.faults:

@@ -356,25 +356,37 @@ class TestReport:
 
 class TestMachine:
     def test_mount(self, tmp_path) -> None:
-        """--mount attaches to the mounted machine's device, which shows the program."""
+        """--mount attaches to the mounted machine's device, which shows the programs; each is told of the other, of the server not."""
         where = tmp_path / "machine"
         where.mkdir()
         daemon = subprocess.Popen([COMMAND, "mount", str(where), "--advertised", "1G", "--real", "64M"], stdout=subprocess.PIPE, text=True)
         assert "mem0" in daemon.stdout.readline() and "mounted" in daemon.stdout.readline()
         registers = where / "sys/kernel/debug/cram_device/mem0"
-        try:
-            script = f"a = [str(i) * 20 for i in range(400000)]; print('ready', flush=True); input(); assert a[777] == '777' * 20"
+        script = "a = [str(i) * 20 for i in range(400000)]; print('ready', flush=True); input(); assert a[777] == '777' * 20"
+
+        def start() -> subprocess.Popen:
             process = subprocess.Popen(
                 [COMMAND, "run", "--window", "8M", "--mount", str(where), "--", PYTHON, "-c", script],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             assert process.stdout.readline() == "ready\n"
+            return process
+
+        def end(process: subprocess.Popen) -> str:
+            _, told = process.communicate("\n", timeout=TIMEOUT)
+            assert process.returncode == 0 and "1 process" in told
+            return told
+
+        try:
+            first = start()
             assert int((registers / "used").read_text()) > 1 << 20
             # The server, the runner and the program.
             wait_until(lambda: len((registers / "processes").read_text().splitlines()) == 4, "they are listed")
-            _, told = process.communicate("\n", timeout=TIMEOUT)
-            assert process.returncode == 0 and "1 process" in told
+            assert "others used the device" not in end(first)
             wait_until(lambda: int((registers / "used").read_text()) == 0, "its pages are free")
+            both = start(), start()
+            for process in both:
+                assert "others used the device" in end(process)
         finally:
             daemon.terminate()
             daemon.wait(TIMEOUT)
