@@ -267,7 +267,7 @@ class TestSiginfo:
     def test_threads_that_touch_it_at_once(self, sigbus, delivery, threads):
         """Each is told, however many find the page newly poisoned at the same instant."""
         run = sigbus(delivery, "silent", "before", "together", threads)
-        assert run.lines[0] == {"caught": 20000 * threads}
+        assert run.lines[0] == {"caught": 10000 * threads}
         assert run.ended_well()
 
     def test_what_kills_a_program_that_does_not_handle_it(self, delivery, start_child):

@@ -351,6 +351,9 @@ def _watch(
     if ours:
         _wait_for_others(device, child.pid)
     watch.stop()
+    # From here on its number may be another's; nothing is left but to report.
+    for number in _PASSED_ON:
+        signal.signal(number, signal.SIG_IGN)
     status = child.wait()
     device.reap()
     return Report(
@@ -385,17 +388,18 @@ def _wait_for_others(device: Device, program: int) -> None:
 
     if not (pids := left()):
         return
+    ended: list[int] = []
+    # Not by an exception: one that came before or after the wait would end us without a report.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, lambda number, _: ended.append(number))
     listed = " ".join(map(str, pids))
     print(
         f"cram-emu: the program has ended; waiting for what it left running on the device: pid {listed} (Ctrl-C: no"
         " longer)",
         file=sys.stderr,
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        while left():
-            time.sleep(0.05)
+    while left() and not ended:
+        time.sleep(0.05)
 
 
 def _restore_signals(mask: set[signal.Signals]) -> None:

@@ -10,7 +10,7 @@
  *
  *   read, write  at OFFSET of a page whose first line is poisoned
  *   often        a thousand reads of it
- *   together     20,000 reads by OFFSET threads at once, each of a page that is newly poisoned
+ *   together     10,000 reads by OFFSET threads at once, each of a page that is newly poisoned
  *   file, sent   a SIGBUS that has nothing to do with the device
  */
 #define _GNU_SOURCE
@@ -32,7 +32,7 @@
 #define INTACT 200u /* one that has not, and is not resident when a handler looks at it */
 #define VALUE 0x5a
 #define ROUNDS 1000u
-#define SWEEPS 200u
+#define SWEEPS 100u
 #define SWEEP 100u /* pages that are poisoned anew in each */
 
 static cram_device *device;

@@ -1,5 +1,6 @@
 """`cram-emu run`: how it ends, what it refuses, and what it reports."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -91,7 +92,7 @@ class TestEnding:
         assert "exit code 4" in told
 
     def test_wait_is_ended(self, tmp_path) -> None:
-        """Ctrl-C ends that wait; the report comes."""
+        """Ctrl-C ends that wait, at its first instant too, and twice; the report comes."""
         late = tmp_path / "late"
         os.mkfifo(late)
         with subprocess.Popen(
@@ -99,10 +100,24 @@ class TestEnding:
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             assert "(Ctrl-C: no longer)" in process.stderr.readline()
-            process.send_signal(signal.SIGINT)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
             told = process.stderr.read() if late.write_text("go\n") else ""
             assert process.wait(TIMEOUT) == 4
         assert "exit code 4" in told
+
+    def test_late_signal(self) -> None:
+        """A signal that comes when the program has ended ends nobody; the report comes."""
+        read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(write, bytes(4096))
+        with subprocess.Popen([COMMAND, "run", "--", "true"], stderr=write) as process, open(read, "rb") as told:
+            os.close(write)
+            number = Path(f"/proc/{process.pid}/syscall")
+            wait_until(lambda: number.read_text().startswith("1 0x2 "), "it writes its report, for which there is no room")
+            process.send_signal(signal.SIGTERM)
+            assert b"exit code 0" in told.read()
+            assert process.wait(TIMEOUT) == 0
 
     def test_descriptors_closed(self) -> None:
         """A program that closes all descriptors keeps its memory."""
