@@ -420,8 +420,18 @@ class Device:
     @property
     def stats(self) -> Stats:
         """The registers. NoAnswer: a fault has them silent; DeviceGone: it has been removed."""
+        return self._registers(lib.cram_read_registers)
+
+    def observe(self) -> Stats:
+        """The same as they are, whatever faults have them tell, and of a device that has been removed too.
+
+        For whoever reports on a device; a driver has nothing like it.
+        """
+        return self._registers(lib.cram_observe)
+
+    def _registers(self, read: Callable[..., int]) -> Stats:
         registers = ffi.new("struct cram_registers *")
-        check(lib.cram_read_registers(self._handle, registers))
+        check(read(self._handle, registers))
         values = fields(registers[0])
         for name in ("ratio", "low_ratio", "high_ratio"):
             values[name] /= 1000

@@ -149,6 +149,9 @@ struct cram_registers {
 /* A reading of each register; they are read one after another while the device works. CRAM_ETIMEDOUT: a fault has them
  * silent. CRAM_ENODEV: the device has been removed. All are 0 after an error. */
 int cram_read_registers(const cram_device *device, struct cram_registers *registers);
+/* The same as they are, whatever faults have them tell, and of a device that has been removed too: for whoever reports on one. A
+ * driver has nothing like it. */
+int cram_observe(const cram_device *device, struct cram_registers *registers);
 /* The driver's registers. CRAM_EINVAL: pressure over 1000; CRAM_ENODEV. They inform; the data plane does not obey them. */
 int cram_set_pressure(cram_device *device, uint32_t pressure);
 int cram_set_no_alloc(cram_device *device, int on);
@@ -267,13 +270,15 @@ enum cram_fault {
 	CRAM_FAULT_SPURIOUS_IRQ,
 	CRAM_FAULT_STALE,
 	CRAM_FAULT_NO_ANSWER,
-	CRAM_FAULT_LIE,
+	CRAM_FAULT_LIE_REMAINING,
+	CRAM_FAULT_LIE_RATIO,
 	CRAM_FAULT_SATURATED,
 	CRAM_FAULT_STORM_IRQ,
 	CRAM_FAULT_STUCK_IRQ,
 	CRAM_FAULT_ALLOC,
 	CRAM_FAULT_UNSAFE,
 	CRAM_FAULT_TRIM_BUSY,
+	CRAM_FAULT_TRIM_FULL,
 	CRAM_FAULT_REMOVAL,
 	CRAM_FAULT_RESET,
 	CRAM_FAULT_POWER_CYCLE,

@@ -8,7 +8,7 @@ import os
 import struct
 
 PAGE = 4096
-VERSION = 4
+VERSION = 5
 
 EMPTY, ZERO, SAME, STORED, RAW, POISON = range(6)
 FLAG_LOCK = 1 << 47

@@ -4,6 +4,7 @@ Oracle: the contents that were written, and the registers. What a page may never
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import select
@@ -17,7 +18,7 @@ from support import wait_until
 
 from cram_emu import Device, PoisonError
 from cram_emu._core import check, ffi, lib
-from cram_emu.errors import InvalidArgument, NoAnswer
+from cram_emu.errors import DeviceGone, InvalidArgument, NoAnswer
 from cram_emu.faults import ATTRIBUTES, DISTRIBUTIONS, NAMES, Attributes, UnknownFault, parse
 
 PAGES = 200
@@ -100,6 +101,29 @@ class TestMedia:
             if line:
                 assert dev.read(page, line) == content(page // PAGE)[:line]
 
+    def test_poison_pattern(self, dev):
+        """The lines at the value's multiples, on pages that are stored; others are as they were."""
+        dev.faults["poison"].set(probability=100, value=10_000)
+        fill(dev)
+        multiples = range(0, PAGES * PAGE, 10_000)
+        assert [r.dpa for r in dev.poison.records()] == [at // 64 * 64 for at in multiples]
+        assert lost(dev) == {at // PAGE for at in multiples}
+        assert dev.faults["poison"].struck == len(multiples)
+        dev.faults["poison"].set(value=100)
+        dev.write(0, content(0))
+        assert dev.page(0).poisoned == sum(1 << line for line in {at // 64 for at in range(0, PAGE, 100)})
+
+    def test_poison_beyond_the_list(self, dev):
+        """A full list says so, and the page is poison as a whole: no strike is without effect."""
+        with Device("4M", "2M", poison_limit=4) as dev:
+            dev.faults["poison"].set(probability=100)
+            fill(dev, 20)
+            stats = dev.stats
+            assert (stats.poisoned, stats.poison_records, stats.poison_overflow) == (20, 4, 16)
+            assert lost(dev, 20) == set(range(20)) and dev.faults["poison"].struck == 20
+            dev.rebuild()
+            assert dev.stats == stats
+
     def test_ratio(self, dev, on):
         """Pages are stored as they are, and still whole."""
         dev.faults["ratio"].set(probability=100 if on else 0)
@@ -134,7 +158,7 @@ class TestMedia:
         dev.faults["ratio"].set(probability=100, value=3000, distribution="uniform")
         fill(dev)
         infos = [dev.page(page * PAGE) for page in range(PAGES)]
-        assert len({info.length for info in infos}) > PAGES // 3
+        assert len({info.length for info in infos}) > PAGES // 4
         # Of 0 to 6000: a third do not compress at all, and a third did not compress better anyway.
         assert PAGES // 6 < sum(info.state == "raw" for info in infos) < PAGES // 2
         assert lost(dev) == set()
@@ -360,15 +384,42 @@ class TestTelemetry:
         dev.faults["saturated"].set(value=2 * truth)
         assert dev.stats.remaining == truth
 
-    def test_lie(self, dev, on):
+    @pytest.mark.parametrize("name", ["remaining", "ratio"])
+    def test_lie(self, dev, on, name):
+        """One register is told scaled, the others as they are."""
         fill(dev)
         truth = dev.stats
-        dev.faults["lie"].set(probability=100 if on else 0, value=2500)
+        dev.faults[f"lie_{name}"].set(probability=100 if on else 0, value=2500)
         told = dev.stats
-        factor = 2.5 if on else 1
-        assert told.remaining == int(truth.remaining * factor)
-        assert told.ratio == pytest.approx(truth.ratio * factor, abs=0.002)
-        assert (told.used, told.real) == (truth.used, truth.real)
+        assert getattr(told, name) == pytest.approx(getattr(truth, name) * (2.5 if on else 1), abs=0.002)
+        assert dataclasses.replace(told, **{name: getattr(truth, name), "events": truth.events}) == truth
+
+    @pytest.mark.parametrize(
+        "name, value", [("stale", 3_600_000), ("no_answer", 0), ("lie_remaining", 2500), ("lie_ratio", 2500), ("saturated", 1)]
+    )
+    def test_observed(self, dev, on, name, value):
+        """Whoever reports sees what is, and takes no strike; the driver's readings are told of, one by one."""
+        told = []
+        dev.on_fault(told.append)
+        fill(dev)
+        truth = dev.observe()
+        dev.faults[name].set(probability=100, value=value, times=3)
+        assert dev.observe() == truth and dev.faults[name].struck == 0
+        before = dev.observe().events
+        for _ in range(3 if on else 0):
+            with contextlib.suppress(NoAnswer):
+                _ = dev.stats
+        assert dev.observe().events - before == (3 if on else 0)
+        wait_until(lambda: len(told) == dev.faults[name].struck, "the strikes are told")
+        assert {strike.name for strike in told} <= {name}
+
+    def test_observed_when_gone(self, dev):
+        fill(dev)
+        truth = dev.observe()
+        dev.remove()
+        with pytest.raises(DeviceGone):
+            _ = dev.stats
+        assert dev.observe() == dataclasses.replace(truth, events=truth.events + 1)
 
 
 class TestAttributes:
@@ -407,6 +458,18 @@ class TestAttributes:
         first, again, other = (self.strikes(dev, probability=10, seed=seed) for seed in (1, 1, 2))
         assert first == again != other
 
+    def test_faults_of_one_seed(self, dev):
+        """Each strikes pages of its own: some have both strikes, as chance has it."""
+        for name in ("corrupt", "poison"):
+            dev.faults[name].set(probability=30, seed=7)
+        struck: dict[str, set[int]] = {"corrupt": set(), "poison": set()}
+        told = []
+        dev.on_fault(lambda strike: (struck[strike.name].add(strike.dpa), told.append(strike)))
+        fill(dev)
+        wait_until(lambda: len(told) == dev.stats.events, "the strikes are told")
+        both = struck["corrupt"] & struck["poison"]
+        assert 0 < len(both) < min(map(len, struck.values())) / 2
+
     def test_of_the_device(self, dev, tmp_path):
         """A fault that one process sets strikes in all, and stays when that one goes."""
         path = tmp_path / "device"
@@ -441,7 +504,7 @@ class TestAttributes:
         assert dev.faults["store"].attributes == before
 
     def test_unknown(self, dev):
-        with pytest.raises(UnknownFault, match="no fault 'lost'; there are store, .*lie"):
+        with pytest.raises(UnknownFault, match="no fault 'lost'; there are store, .*lie_ratio"):
             dev.faults["lost"]
         with pytest.raises(KeyError):
             dev.faults["lost"]
@@ -463,9 +526,9 @@ class TestValue:
 
     def draw(self, dev: Device, **attributes) -> list[float]:
         """Values in parts of their mean."""
-        dev.faults["lie"].off()
+        dev.faults["lie_remaining"].off()
         remaining = dev.stats.remaining
-        dev.faults["lie"].set(probability=100, value=1000, **attributes)
+        dev.faults["lie_remaining"].set(probability=100, value=1000, **attributes)
         return sorted(dev.stats.remaining / remaining for _ in range(self.DRAWN))
 
     # Of the distributions themselves: the share of what is drawn that is larger.
@@ -576,7 +639,7 @@ class TestAllAtOnce:
 
     MIX = (
         "store", "corrupt", "poison", "ratio", "capacity", "trim", "lost_irq", "late_irq", "spurious_irq", "storm_irq", "stuck_irq",
-        "stale", "saturated", "lie",
+        "stale", "saturated", "lie_remaining", "lie_ratio",
     )  # fmt: skip
 
     def mix(self, dev: Device) -> None:

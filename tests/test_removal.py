@@ -268,6 +268,18 @@ class TestReset:
             assert (dev.stats.poisoned, dev.stats.poison_records, dev.stats.poison_overflow) == (0, 0, 0)
 
 
+    @pytest.mark.parametrize("flushed", [False, True])
+    def test_frames(self, dev, flushed):
+        """What a mapping has written is lost once, whether the device has it or a frame."""
+        with dev.map(window="1M", delivery="inline", writeback=0) as memory:
+            for page in range(100):
+                memory[page * PAGE] = 1
+            if flushed:
+                memory.flush()
+            dev.reset()
+            assert dev.stats.lost_pages == dev.stats.pages_poison >= 100
+
+
 class TestPoisonList:
     """Lines were poisoned on a page with data and on one without."""
 

@@ -584,8 +584,8 @@ def work(where: Path, worker: int, incarnation: int, seed: int, operations: int)
 
 #: Most of `value` that leaves a run its time and its room; a fault that is not here has 0.
 VALUES = {
-    "capacity": 4096, "read_delay": 2000, "write_delay": 2000, "late_irq": 20, "stale": 100, "lie": 3000, "saturated": 1 << 21,
-    "storm_irq": 32, "ratio": 4096,
+    "capacity": 4096, "read_delay": 2000, "write_delay": 2000, "late_irq": 20, "stale": 100, "lie_ratio": 3000,
+    "lie_remaining": 3000, "saturated": 1 << 21, "storm_irq": 32, "ratio": 4096,
 }  # fmt: skip
 #: Most of probability, in percent.
 LIKELY = {"capacity": 1.0, "read_delay": 2.0, "write_delay": 2.0, "storm_irq": 2.0, "reset": 0.05, "power_cycle": 0.05}

@@ -185,8 +185,9 @@ uint64_t device_next_used(const struct device *device, uint64_t page);
 /* The index, in this client's table, of the first entry from this one on that may name a page. */
 uint64_t device_next_entry(const struct device *device, const _Atomic uint32_t *entry);
 
-/* In an op, so that no rebuild is half done. */
+/* In an op, so that no rebuild is half done. Observed: as they are, whatever faults have them tell. */
 int device_read_registers(const struct op *op, struct cram_registers *registers);
+void device_observe(const struct op *op, struct cram_registers *registers);
 size_t device_poison_list(struct device *device, struct cram_poison_record *records, size_t n);
 void device_page_info(struct op *op, uint64_t page, struct cram_page_info *info);
 

@@ -35,8 +35,7 @@ static void tell(struct device *device, enum cram_fault fault, uint64_t page)
 		   page == FAULT_NO_PAGE ? UINT64_MAX : page << PAGE_SHIFT, 0);
 }
 
-/* The same of who does not hold the lock. */
-static void announce(struct device *device, enum cram_fault fault, uint64_t page)
+void fault_announce(struct device *device, enum cram_fault fault, uint64_t page)
 {
 	if (inject_quiet(&device->super->inject, fault))
 		return;
@@ -50,7 +49,7 @@ bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t 
 {
 	if (!strikes(device, fault))
 		return false;
-	announce(device, fault, page);
+	fault_announce(device, fault, page);
 	return true;
 }
 
@@ -97,12 +96,14 @@ static void lose_capacity(struct op *op)
 
 /* ---- the device as a whole ------------------------------------------------------------------------------- */
 
-static int strike(struct device *device, enum cram_fault fault)
+/* Told before it does anything: who reads of what followed has read of the cause. */
+static int strike(struct device *device, enum cram_fault fault, uint64_t page)
 {
 	int code;
 
 	switch (fault) {
 	case CRAM_FAULT_REMOVAL:
+		fault_announce(device, fault, page);
 		/* In this order: who finds the loss finds the device gone. */
 		atomic_store(&device->super->removed, 1);
 		atomic_fetch_add(&device->clients->losses, 1);
@@ -112,7 +113,7 @@ static int strike(struct device *device, enum cram_fault fault)
 		code = recovery_lock(device);
 		if (code != 0)
 			return code;
-		code = recovery_reset(device, fault == CRAM_FAULT_POWER_CYCLE);
+		code = recovery_reset(device, fault, page);
 		recovery_unlock(device);
 		if (code != 0)
 			return code;
@@ -129,12 +130,10 @@ int device_strike(struct device *device, enum cram_fault fault)
 	int code = device_check_removed(device);
 
 	if (code == 0)
-		code = strike(device, fault);
-	if (code != 0)
-		return code;
-	inject_struck(&device->super->inject, fault);
-	announce(device, fault, FAULT_NO_PAGE);
-	return 0;
+		code = strike(device, fault, FAULT_NO_PAGE);
+	if (code == 0)
+		inject_struck(&device->super->inject, fault);
+	return code;
 }
 
 void fault_before_store(struct op *op, uint64_t page)
@@ -142,12 +141,12 @@ void fault_before_store(struct op *op, uint64_t page)
 	struct device *device = op->device;
 
 	for (enum cram_fault fault = CRAM_FAULT_REMOVAL; fault <= CRAM_FAULT_POWER_CYCLE; fault++) {
-		if (device_removed(device) || !fault_strikes(device, fault, page))
+		if (device_removed(device) || !inject_armed(&device->super->inject, fault) || !strikes(device, fault))
 			continue;
 		/* Parked: a reset waits until all stand at a page boundary, and so do we, our page not yet begun. One that
 		 * cannot be had (somebody else does not stand) does not happen. */
 		device_park(op);
-		strike(device, fault);
+		strike(device, fault, page);
 		device_unpark(op);
 	}
 }
@@ -183,6 +182,31 @@ static void raise_without_cause(struct device *device, uint64_t times)
 	clients_ring_all(device->clients);
 }
 
+/* How far into a page the first of its bytes lies that the poison fault is for; not below PAGE_SIZE: none. */
+static uint64_t first_to_poison(const struct inject *inject, uint64_t page)
+{
+	uint64_t stride = atomic_load(&inject->fault[CRAM_FAULT_POISON].value);
+
+	return stride == 0 ? 0 : (stride - (page << PAGE_SHIFT) % stride) % stride;
+}
+
+/* Any line, or those that hold multiples of the value. What the poison list has no room for takes the whole page: the device has
+ * more poison than it lists (poison_overflow). */
+static void strike_lines(struct op *op, uint64_t page)
+{
+	const struct inject *inject = &op->device->super->inject;
+	uint64_t stride = atomic_load(&inject->fault[CRAM_FAULT_POISON].value);
+	uint64_t at = first_to_poison(inject, page);
+	bool listed = true;
+
+	if (stride == 0)
+		listed = device_inject(op, page, (unsigned)(inject_chance(inject, CRAM_FAULT_POISON) % (PAGE_SIZE / LINE_SIZE))) == 0;
+	for (; stride > 0 && listed && at < PAGE_SIZE; at += stride)
+		listed = device_inject(op, page, (unsigned)(at / LINE_SIZE)) == 0;
+	if (!listed)
+		device_make_poison(op, page, CRAM_POISON_INJECTED);
+}
+
 void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length)
 {
 	struct device *device = op->device;
@@ -194,8 +218,8 @@ void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint3
 
 		device->media.bytes[chain->sector[byte / size] * size + byte % size] ^= (uint8_t)(1u << bit % 8);
 	}
-	if (fault_strikes(device, CRAM_FAULT_POISON, page))
-		device_inject(op, page, (unsigned)(inject_chance(inject, CRAM_FAULT_POISON) % (PAGE_SIZE / LINE_SIZE)));
+	if (first_to_poison(inject, page) < PAGE_SIZE && fault_strikes(device, CRAM_FAULT_POISON, page))
+		strike_lines(op, page);
 	if (fault_strikes(device, CRAM_FAULT_CAPACITY, page))
 		lose_capacity(op);
 	if (fault_strikes(device, CRAM_FAULT_SPURIOUS_IRQ, page))
@@ -228,23 +252,26 @@ static void tell_stale(struct device *device, struct cram_registers *registers)
 	futex_unlock(&super->alert_lock);
 }
 
+static uint64_t scaled(uint64_t value, uint64_t per_mille)
+{
+	return (uint64_t)((__uint128_t)value * per_mille / 1000);
+}
+
 int fault_registers(struct device *device, struct cram_registers *registers)
 {
-	if (strikes(device, CRAM_FAULT_NO_ANSWER))
+	if (device_fault(device, CRAM_FAULT_NO_ANSWER))
 		return cram_fail(CRAM_ETIMEDOUT, "the device's registers do not answer");
-	if (strikes(device, CRAM_FAULT_STALE))
+	if (device_fault(device, CRAM_FAULT_STALE))
 		tell_stale(device, registers);
-	if (strikes(device, CRAM_FAULT_SATURATED)) {
+	if (device_fault(device, CRAM_FAULT_SATURATED)) {
 		uint64_t most = value_of(device, CRAM_FAULT_SATURATED);
 
 		registers->remaining = registers->remaining < most ? registers->remaining : most;
 	}
-	if (strikes(device, CRAM_FAULT_LIE)) {
-		uint64_t value = value_of(device, CRAM_FAULT_LIE);
-
-		registers->remaining = (uint64_t)((__uint128_t)registers->remaining * value / 1000);
-		registers->ratio = (uint64_t)((__uint128_t)registers->ratio * value / 1000);
-	}
+	if (device_fault(device, CRAM_FAULT_LIE_REMAINING))
+		registers->remaining = scaled(registers->remaining, value_of(device, CRAM_FAULT_LIE_REMAINING));
+	if (device_fault(device, CRAM_FAULT_LIE_RATIO))
+		registers->ratio = scaled(registers->ratio, value_of(device, CRAM_FAULT_LIE_RATIO));
 	return 0;
 }
 

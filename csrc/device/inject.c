@@ -27,6 +27,12 @@ static uint64_t mix(uint64_t seed, uint64_t place)
 	return z ^ z >> 31;
 }
 
+/* The k-th number of a fault. By its own number too: faults of one seed would else strike the same pages. */
+static uint64_t chance(const struct inject *inject, enum cram_fault fault, uint64_t k)
+{
+	return mix(mix(atomic_load(&inject->fault[fault].seed), fault), k);
+}
+
 /* Takes one of the times that it may strike; false: there is none left. The last one disarms. */
 static bool take_time(struct inject *inject, enum cram_fault fault)
 {
@@ -67,7 +73,7 @@ bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size,
 	interval = atomic_load(&attr->interval);
 	if (interval > 1 && (place + 1) % interval != 0)
 		return false;
-	if (mix(atomic_load(&attr->seed), 2 * place) % CRAM_FAULT_CERTAIN >= atomic_load(&attr->probability))
+	if (chance(inject, fault, 2 * place) % CRAM_FAULT_CERTAIN >= atomic_load(&attr->probability))
 		return false;
 	if (!take_time(inject, fault))
 		return false;
@@ -77,9 +83,7 @@ bool inject_strikes(struct inject *inject, enum cram_fault fault, uint64_t size,
 
 uint64_t inject_chance(const struct inject *inject, enum cram_fault fault)
 {
-	const struct inject_fault *attr = &inject->fault[fault];
-
-	return mix(atomic_load(&attr->seed), 2 * atomic_load(&attr->asked) + 1);
+	return chance(inject, fault, 2 * atomic_load(&inject->fault[fault].asked) + 1);
 }
 
 /* The binary logarithm of 1 + f, for f from 0 to 1, and of what it is of: both within a hundredth, which no delay is measured
@@ -97,29 +101,29 @@ static double power_of_two(double exponent)
 	return (double)(1ull << whole) * (1 + f - 0.344 * f * (1 - f));
 }
 
-/* -log2 of chance as a number from 0 to 1: 0 to 62. */
-static double minus_log2(uint64_t chance)
+/* -log2 of 64 bits as a number from 0 to 1: 0 to 62. */
+static double minus_log2(uint64_t bits)
 {
-	unsigned zeros = (unsigned)__builtin_clzll(chance |= 3);
+	unsigned zeros = (unsigned)__builtin_clzll(bits |= 3);
 
-	return zeros + 1 - curve((double)(chance << zeros) / 0x1p63 - 1);
+	return zeros + 1 - curve((double)(bits << zeros) / 0x1p63 - 1);
 }
 
 uint64_t inject_value(const struct inject *inject, enum cram_fault fault)
 {
 	const struct inject_fault *attr = &inject->fault[fault];
-	uint64_t value = atomic_load(&attr->value), chance = inject_chance(inject, fault);
+	uint64_t value = atomic_load(&attr->value), number = inject_chance(inject, fault);
 	double drawn, most = (double)texts[fault].largest;
 
 	switch (atomic_load(&attr->distribution)) {
 	case CRAM_UNIFORM:
-		drawn = (double)value * (double)chance / 0x1p63;
+		drawn = (double)value * (double)number / 0x1p63;
 		break;
 	case CRAM_EXPONENTIAL:
-		drawn = (double)value * 0.693147 * minus_log2(chance);
+		drawn = (double)value * 0.693147 * minus_log2(number);
 		break;
 	case CRAM_PARETO:
-		drawn = (double)value / 3 * power_of_two(minus_log2(chance) / 1.5);
+		drawn = (double)value / 3 * power_of_two(minus_log2(number) / 1.5);
 		break;
 	default:
 		return value;

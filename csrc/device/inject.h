@@ -19,7 +19,8 @@
 #define INJECT_FAULTS(X)                                                                                            \
 	X(STORE, "store", NULL, 0, "a store is refused though there is room: the write is dropped, the page poisoned")  \
 	X(CORRUPT, "corrupt", NULL, 0, "a bit of a stored form flips in the media")                                     \
-	X(POISON, "poison", NULL, 0, "a line of a page that was just stored is poisoned")                               \
+	X(POISON, "poison", "bytes", UINT64_MAX, "a line of a page that was just stored is poisoned; with a value, those at its"\
+	  " multiples")                                                                                                  \
 	X(RATIO, "ratio", "bytes", 4096, "a page compresses to so many bytes at best; 0: not at all, it is stored as it is") \
 	X(CAPACITY, "capacity", "bytes", UINT64_MAX, "real capacity is lost, so much as is free")                       \
 	X(TRIM, "trim", NULL, 0, "what a page gives back when it is freed or trimmed stays in use")                     \
@@ -30,13 +31,15 @@
 	X(SPURIOUS_IRQ, "spurious_irq", NULL, 0, "a store raises lthresh without cause")                                \
 	X(STALE, "stale", "ms", 3600000, "registers tell what was so long ago, at most")                                \
 	X(NO_ANSWER, "no_answer", NULL, 0, "registers do not answer in time")                                           \
-	X(LIE, "lie", "per mille", 1000000, "remaining capacity and ratio are told scaled")                             \
+	X(LIE_REMAINING, "lie_remaining", "per mille", 1000000, "remaining capacity is told scaled")                     \
+	X(LIE_RATIO, "lie_ratio", "per mille", 1000000, "the ratio is told scaled")                                      \
 	X(SATURATED, "saturated", "bytes", UINT64_MAX, "remaining capacity is told as so much at most")                   \
 	X(STORM_IRQ, "storm_irq", "interrupts", 4096, "a store raises lthresh without cause, so many times at once")       \
 	X(STUCK_IRQ, "stuck_irq", NULL, 0, "while capacity runs low, each store raises lthresh again")                     \
 	X(ALLOC, "alloc", NULL, 0, "the driver refuses a host a page, though it is safe")                                 \
 	X(UNSAFE, "unsafe", NULL, 0, "the driver says that a page is safe, though it is not")                             \
-	X(TRIM_BUSY, "trim_busy", NULL, 0, "the driver puts a trim off (EAGAIN): the page keeps its capacity meanwhile")   \
+	X(TRIM_BUSY, "trim_busy", NULL, 0, "the driver puts a trim off (EAGAIN): the page keeps its capacity meanwhile") \
+	X(TRIM_FULL, "trim_full", NULL, 0, "the driver's buffer for trims is full: a page is trimmed where it is freed") \
 	X(REMOVAL, "removal", NULL, 0, "at a store the device is gone, for good: every page is poison, registers end")  \
 	X(RESET, "reset", NULL, 0, "at a store the device starts anew: what it held is poison, thresholds as created")  \
 	X(POWER_CYCLE, "power_cycle", NULL, 0, "as reset, but the poison list stays as it was")

@@ -31,6 +31,8 @@ void device_used_changed(struct op *op);
 /* ---- faults on purpose (faults.c) ---- */
 
 #define FAULT_NO_PAGE UINT64_MAX
+/* Has the ring tell of a strike, unless it is quiet. Not under the alert lock. */
+void fault_announce(struct device *device, enum cram_fault fault, uint64_t page);
 bool fault_strikes_armed(struct device *device, enum cram_fault fault, uint64_t page);
 /* Does the fault strike the page now? Then the ring tells it. */
 static inline bool fault_strikes(struct device *device, enum cram_fault fault, uint64_t page)
@@ -56,6 +58,8 @@ void fault_before_store(struct op *op, uint64_t page);
 void fault_stored(struct op *op, uint64_t page, const struct chain *chain, uint32_t length);
 /* For alert_evaluate(): alert_fate_fn. arg: the device. */
 uint64_t fault_of_interrupt(void *arg);
+/* Makes a locked page poison: its data and sectors go. */
+void device_make_poison(struct op *op, uint64_t page, enum cram_poison_source source);
 /* Changes what registers tell. CRAM_ETIMEDOUT: nothing. */
 int fault_registers(struct device *device, struct cram_registers *registers);
 

@@ -16,7 +16,7 @@
 #include "inject.h"
 
 /* Raise it with every change of the layout or of the meaning of a field. */
-#define LAYOUT_VERSION 4u
+#define LAYOUT_VERSION 5u
 #define LAYOUT_MAGIC "CRAMEMU"
 
 struct geometry {

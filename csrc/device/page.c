@@ -77,8 +77,7 @@ static void free_chain(struct op *op, struct chain *chain)
 	media_unreserve(&op->device->media, count);
 }
 
-/* Makes a locked page poison: its data and sectors go. */
-static void make_poison(struct op *op, uint64_t page, enum cram_poison_source source)
+void device_make_poison(struct op *op, uint64_t page, enum cram_poison_source source)
 {
 	struct device *device = op->device;
 	uint64_t entry = pagemap_entry(&device->map, page);
@@ -115,7 +114,7 @@ void device_lose(struct op *op, uint64_t page)
 	if (device_removed(op->device))
 		return;
 	atomic_fetch_add(&op->device->super->lost_pages, 1);
-	make_poison(op, page, CRAM_POISON_LOST);
+	device_make_poison(op, page, CRAM_POISON_LOST);
 }
 
 static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_lines)
@@ -154,7 +153,7 @@ static bool store(struct op *op, uint64_t page, const uint8_t *from, bool keep_l
 	}
 	if (!room) {
 		atomic_fetch_add(&device->super->dropped_writes, 1);
-		make_poison(op, page, CRAM_POISON_DROPPED);
+		device_make_poison(op, page, CRAM_POISON_DROPPED);
 		return false;
 	}
 	keep_lines = keep_lines && (entry & ENTRY_RECORDED) && entry_state(entry) != CRAM_PAGE_POISON;
@@ -251,7 +250,7 @@ static bool load_data(struct op *op, uint64_t page, uint8_t *to)
 		if (load_form(op, page, entry, to))
 			return true;
 		atomic_fetch_add(&device->super->media_errors, 1);
-		make_poison(op, page, CRAM_POISON_MEDIA);
+		device_make_poison(op, page, CRAM_POISON_MEDIA);
 		return false;
 	case CRAM_PAGE_POISON:
 		break;

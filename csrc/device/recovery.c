@@ -280,7 +280,8 @@ static void lose_contents(struct device *device, uint64_t page, bool keep_list)
 		count_page(device, page);
 		return;
 	}
-	if (entry_state(entry) != CRAM_PAGE_POISON)
+	/* Where a frame is newer its holder, who loses that, counts the page; or who cleans up after him. */
+	if (entry_state(entry) != CRAM_PAGE_POISON && !(entry & ENTRY_DIRTY))
 		atomic_fetch_add(&device->super->lost_pages, 1);
 	/* A death before the last store: as in lose(). */
 	pagemap_change(&device->map, page, 0, ENTRY_BUSY);
@@ -306,8 +307,9 @@ static void reset_registers(struct device *device)
 	futex_unlock(&device->super->alert_lock);
 }
 
-int recovery_reset(struct device *device, bool keep_list)
+int recovery_reset(struct device *device, enum cram_fault fault, uint64_t page_struck)
 {
+	const bool keep_list = fault == CRAM_FAULT_POWER_CYCLE;
 	const struct geometry *geometry = &device->super->geometry;
 	struct superblock *super = device->super;
 
@@ -316,6 +318,7 @@ int recovery_reset(struct device *device, bool keep_list)
 		gate_lower(device->clients);
 		return cram_fail(CRAM_ETIMEDOUT, "a stopped process is in the middle of a page of this device");
 	}
+	fault_announce(device, fault, page_struck);
 	/* A death from here on leaves the gate up over half a reset; the rebuild that then comes finds pages with data whose
 	 * sectors nobody has taken since, and pages without. */
 	atomic_fetch_add(&device->clients->losses, 1);

@@ -107,17 +107,14 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 	return 0;
 }
 
-int device_read_registers(const struct op *op, struct cram_registers *r)
+void device_observe(const struct op *op, struct cram_registers *r)
 {
 	const struct device *device = op->device;
 	const struct superblock *super = device->super;
 	const struct alert *alert = device->alert;
 	uint32_t sector = device->media.sector_size;
 	struct stripe sum;
-	int code = device_check_removed(device);
 
-	if (code != 0)
-		return code;
 	sum_stripes(device, &sum);
 	memset(r, 0, sizeof(*r));
 	r->advertised = super->geometry.params.advertised;
@@ -152,5 +149,14 @@ int device_read_registers(const struct op *op, struct cram_registers *r)
 		r->clients++;
 		r->dirty_frames += atomic_load(&device->clients->table[__builtin_ctzll(left)].dirty_frames);
 	}
-	return faults_armed(device) ? fault_registers(op->device, r) : 0;
+}
+
+int device_read_registers(const struct op *op, struct cram_registers *r)
+{
+	int code = device_check_removed(op->device);
+
+	if (code != 0)
+		return code;
+	device_observe(op, r);
+	return faults_armed(op->device) ? fault_registers(op->device, r) : 0;
 }

@@ -12,7 +12,7 @@
 
 /* ---- registers and commands ------------------------------------------------------------------------------ */
 
-int cram_read_registers(const cram_device *device, struct cram_registers *registers)
+static int read_registers(const cram_device *device, struct cram_registers *registers, bool as_told)
 {
 	struct visit visit;
 	int code;
@@ -21,9 +21,22 @@ int cram_read_registers(const cram_device *device, struct cram_registers *regist
 	code = visit_begin_op((cram_device *)device, &visit);
 	if (code != 0)
 		return code;
-	code = device_read_registers(visit.op, registers);
+	if (as_told)
+		code = device_read_registers(visit.op, registers);
+	else
+		device_observe(visit.op, registers);
 	visit_end(&visit);
 	return code;
+}
+
+int cram_read_registers(const cram_device *device, struct cram_registers *registers)
+{
+	return read_registers(device, registers, true);
+}
+
+int cram_observe(const cram_device *device, struct cram_registers *registers)
+{
+	return read_registers(device, registers, false);
 }
 
 size_t cram_client_list(const cram_device *device, struct cram_client *clients, size_t n)

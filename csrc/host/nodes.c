@@ -210,10 +210,12 @@ uint32_t node_size(struct node *node, struct op *home, uint64_t dpa)
 void node_release(struct node *node, struct op *home, uint64_t dpa)
 {
 	struct op *op = enter(node, home);
-	bool busy = device_fault(node->device, CRAM_FAULT_TRIM_BUSY);
+	/* Asked only where the page can wait: what nobody remembers would never be trimmed. */
+	bool busy = atomic_load(&node->trims.count) < NODE_TRIMS && device_fault(node->device, CRAM_FAULT_TRIM_BUSY);
+	bool full = !busy && node->params.trim_buffer > 0 && device_fault(node->device, CRAM_FAULT_TRIM_FULL);
 	uint32_t room = busy ? NODE_TRIMS : node->params.trim_buffer;
 
-	if (room > 0 && push(&node->trims, room, dpa)) {
+	if (room > 0 && !full && push(&node->trims, room, dpa)) {
 		count(busy ? &node->trims_busy : &node->trims_deferred, 1);
 	} else {
 		/* No room to defer it: it is freed here and now. */

@@ -102,6 +102,34 @@ class TestTrimBusy:
             assert (dev.stats.used, node.stats.trims_waiting) == (0, 0)
             assert (node.stats.trims_busy > 0) is struck
 
+    def test_more_than_can_wait(self) -> None:
+        """Only as many as can wait are put off: none is forgotten, and no strike is without effect."""
+        pages = 5000
+        with Device("32M", "32M", lthresh=None, hthresh=None) as dev, no_swap() as manager:
+            with memory_of(manager, pages, pages * PAGE) as memory:
+                node = manager.add_node(dev, Driver(flush_interval=3600))
+                for page in range(pages):
+                    memory[page * PAGE] = 1
+                memory.reclaim(pages)
+                stored = node.stats.stored
+                dev.faults["trim_busy"].set(probability=100)
+                memory.discard(0, len(memory))
+                assert stored == pages and node.stats.stored == 0
+                assert dev.faults["trim_busy"].struck == node.stats.trims_busy == node.stats.trims_waiting == 4096
+                assert node.stats.trims_done == pages - 4096
+
+    @pytest.mark.parametrize("struck", (True, False))
+    def test_full(self, struck: bool) -> None:
+        """A buffer that is full for its driver: each page is trimmed where it is freed."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
+            node = manager.add_node(dev, Driver(trim_buffer=PAGES, flush_interval=3600))
+            fill(memory)
+            memory.reclaim(PAGES)
+            dev.faults["trim_full"].set(probability=100 if struck else 0)
+            memory.discard(0, len(memory))
+            assert (node.stats.trims_full, node.stats.trims_waiting) == ((PAGES, 0) if struck else (0, PAGES))
+            assert (dev.stats.used == 0) is struck
+
     def test_leaves(self) -> None:
         """A node that leaves takes nothing with it, whatever its driver says."""
         with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
