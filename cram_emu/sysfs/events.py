@@ -8,12 +8,14 @@ before those of what follows from it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import time
+from contextlib import suppress
 
-from cram_emu import Interrupt, PoisonRecord, Strike
-from cram_emu.errors import DeviceClosed, DeviceGone, NoAnswer
+from cram_emu import Interrupt, PoisonRecord, Stats, Strike
+from cram_emu.errors import DeviceClosed
 from cram_emu.sysfs.memdev import Memdev
 from cram_emu.sysfs.trace import Trace
 
@@ -38,6 +40,16 @@ _CREATED = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """What a look at a device found."""
+
+    time_ns: int  #: CLOCK_MONOTONIC, before it
+    stats: Stats
+    records: list[PoisonRecord]
+    events: int  #: that the device had had after it
+
+
 class Events:
     """The lines of one device. Threads: any."""
 
@@ -52,7 +64,9 @@ class Events:
         self._real = 0
         self._known: set[tuple[int, str]] = set()
         self._told = threading.Condition()
-        self._newest = memdev.device.stats.events  #: the last of the device's events that has been told
+        self._newest = memdev.device.observe().events  #: the last of the device's events that has been told
+        self._newest_ns = 0  #: and its time
+        self._found: _Found | None = None  #: what is not told yet, for events before it are not
         self.collect(silently=True)
         memdev.on_interrupt(self._threshold)
         memdev.device.on_fault(self._struck)
@@ -72,7 +86,7 @@ class Events:
 
     def list_poison(self) -> None:
         """cxl_mem_get_poison(): a line for each record."""
-        overflowed = self._memdev.device.stats.poison_overflow > 0
+        overflowed = self._memdev.device.observe().poison_overflow > 0
         flags, when = ("Overflow", self._overflow_time) if overflowed else ("", 0)
         for record in self._memdev.device.poison.records():
             self._poison("List", record.dpa, record.length, _LISTED[record.source], flags, when)
@@ -92,32 +106,41 @@ class Events:
 
     def _done_with(self, event: Interrupt | Strike) -> None:
         with self._told:
-            self._newest = event.sequence
+            self._newest, self._newest_ns = event.sequence, event.time_ns
             self._told.notify_all()
         self.collect()
 
     def catch_up(self) -> None:
         """Waits until the events that the device has had are told, so that causes stand before what followed from them."""
         try:
-            events = self._memdev.device.stats.events
-        except (DeviceClosed, DeviceGone, NoAnswer):
+            events = self._memdev.device.observe().events
+        except DeviceClosed:
             return
         with self._told:
-            self._told.wait_for(lambda: self._newest >= events, _PATIENCE_S)
-        self.collect()
+            told = self._told.wait_for(lambda: self._newest >= events, _PATIENCE_S)
+        self.collect(late=not told)
 
-    def collect(self, silently: bool = False) -> None:
-        """Records what the poison list has gained since; cheap while no counter has moved.
+    def collect(self, silently: bool = False, late: bool = False) -> None:
+        """Tells what the poison list has gained since; cheap while no counter has moved. late: before its causes, if need be.
 
-        Waits for another who is at it: a reader finds all that happened before it came."""
-        with self._collecting:
-            try:
-                self._collect(silently)
-            except (DeviceClosed, DeviceGone, NoAnswer):
-                pass  # taken out meanwhile; or the next time
+        Waits for another who is at it: a reader finds all that happened before it came. The race: between an event and
+        the line that tells it, what followed from it is there already. So what is found is told once all events are that the
+        device had had by then: `_done_with` of the last of them does it.
+        """
+        with self._collecting, suppress(DeviceClosed):
+            # What was found before, and what has come since; no more, while a device has no end of it.
+            for _ in range(2):
+                self._found = self._found or self._look()
+                if self._found is None or not (silently or late or self._newest >= self._found.events):
+                    break
+                self._tell(self._found, silently)
+                self._found = None
 
-    def _collect(self, silently: bool) -> None:
-        stats = self._memdev.device.stats
+    def _look(self) -> _Found | None:
+        """None: nothing has changed."""
+        device = self._memdev.device
+        now = time.monotonic_ns()
+        stats = device.observe()
         levels = (
             stats.poisoned,
             stats.poison_records,
@@ -128,27 +151,33 @@ class Events:
             stats.real,
         )
         if levels == self._levels:
-            return
+            return None
         self._levels = levels
-        records = self._memdev.device.poison.records()
-        known = {(record.dpa, record.source) for record in records}
+        records = device.poison.records()
+        # Last: the causes of all of that have a number by now.
+        return _Found(now, stats, records, device.observe().events)
+
+    def _tell(self, found: _Found, silently: bool) -> None:
+        stats, records = found.stats, found.records
+        # Not before the last line, and not after those to come.
+        when = max(found.time_ns, self._newest_ns)
         if not silently:
             for record in records:
                 if (record.dpa, record.source) not in self._known:
-                    self._media(record)
-        self._known = known
+                    self._media(record, when)
+        self._known = {(record.dpa, record.source) for record in records}
         if stats.poison_overflow > self._overflow:
             self._overflow_time = self._overflow_time or time.time_ns()
-            if not silently and not self._overflow:
-                self._media(records[-1], "|POISON_LIST_OVERFLOW")
+            if not silently and not self._overflow and records:
+                self._media(records[-1], when, "|POISON_LIST_OVERFLOW")
         self._overflow = stats.poison_overflow
         if stats.real < self._real and not silently:
-            self._module("MEM_CAPACITY_DEGRADED")
+            self._module("MEM_CAPACITY_DEGRADED", when)
         self._real = stats.real
         if not silently:
             self._memdev.poisoned.notify()
 
-    def _media(self, record: PoisonRecord, descriptor: str = "") -> None:
+    def _media(self, record: PoisonRecord, time_ns: int, descriptor: str = "") -> None:
         memdev = self._memdev
         level, kind, transaction = _CREATED[record.source]
         self._trace.emit(
@@ -157,13 +186,14 @@ class Events:
             f"type='{kind}' sub_type='Not Reported' transaction_type='{transaction}' "
             f"channel=0 rank=0 device=0 validity_flags='' {_NO_COMPONENT} "
             f"hpa={memdev.hpa + record.dpa:x} region={memdev.region} region_uuid={_NO_UUID} "
-            "cme_threshold_ev_flags='' cme_count=0"
+            "cme_threshold_ev_flags='' cme_count=0",
+            time_ns,
         )
 
     def _threshold(self, memdev: Memdev, interrupt: Interrupt) -> None:
         self._module("MEM_CAPACITY_DEGRADED" if interrupt.name == "lthresh" else "", interrupt.time_ns)
 
-    def _module(self, health: str, time_ns: int | None = None) -> None:
+    def _module(self, health: str, time_ns: int) -> None:
         head = self._head("Warning" if health else "Informational", _MEMORY_MODULE)
         self._trace.emit(
             f"cxl_memory_module: {head} : "

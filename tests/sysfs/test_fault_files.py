@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -51,6 +52,26 @@ def test_strikes(machine: Machine):
     assert device.stats.dropped_writes == 3
     assert show(machine, f"{MEM0}/fail_cram_store/struck") == "3\n"
     assert show(machine, f"{MEM0}/fail_cram_store/times") == "0\n"
+
+
+def test_causes_come_first(machine: Machine):
+    """However fast they follow each other: no page's poison is told before its fault, and no time goes back."""
+    assert store(machine, f"{MEM0}/fail_cram_store/probability", "100") == 0
+    for page in range(300):
+        machine.members()[0].device.write(page * PAGE, noise(page))
+    lines = [line for line in show(machine, TRACE).splitlines() if not line.startswith("#")]
+    struck: set[int] = set()
+    poisoned = 0
+    for text in lines:
+        dpa = re.search(r"\bdpa=(\w+)", text)
+        if "cram_fault:" in text:
+            struck.add(int(dpa[1], 16))
+        elif "cxl_general_media:" in text:
+            assert int(dpa[1], 16) in struck
+            poisoned += 1
+    assert poisoned == len(struck) == 300
+    times = [float(text.split("..... ", 1)[1].split(":")[0]) for text in lines]
+    assert times == sorted(times)
 
 
 def test_all_devices(machine: Machine):
