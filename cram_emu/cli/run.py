@@ -21,7 +21,7 @@ from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import DeviceIOError, InvalidArgument, NoAnswer
 from cram_emu.lab import launch
-from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, registers, summarise
+from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, summarise
 from cram_emu.lab.witness import After, Book, Place, Struck, parse_after, parse_poison_at
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     with _device(args) as (device, path), _faults(device, args) as strikes, _manager(device, args) as manager, Book() as book:
         environment = launch.environment(path, settings, manager, book, args.poison_at)
         # A fault may silence them from its first moment on.
-        before = registers(device)
+        before = device.observe()
         begin = _Begin(args.fault_after, [strikes.arm, book.set_due])
         start = time.monotonic()
         try:
@@ -548,6 +548,8 @@ def _notes(report: Report) -> Iterator[str]:
         yield f"all of it fits the {option}: a smaller --{option} shows what the device would do"
     if report.dropped_writes and not report.injected:
         yield "it needs more than this real capacity; with a larger --real the report tells how much"
+    if report.injected.get("removal"):
+        yield "the device was removed: since then every page of it is poison, which is not counted"
     if report.shared:
         yield "others used the device: media, ratio, remaining, interrupts, writes and poison are of all"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cram_emu.device import Client, Device, Stats
-from cram_emu.errors import DeviceGone, NoAnswer
 from cram_emu.lab.witness import Place, Struck
 
 if TYPE_CHECKING:
@@ -62,18 +61,6 @@ class PoisonMet:
     places: list[Place] = dataclasses.field(default_factory=list)  #: of the first few accesses
 
 
-#: Of a device that has never answered.
-_UNKNOWN = Stats(**dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0))
-
-
-def registers(device: Device, otherwise: Stats = _UNKNOWN) -> Stats:
-    """The registers, or, while a fault has them silent or the device is gone, what was known of them."""
-    try:
-        return device.stats
-    except (DeviceGone, NoAnswer):
-        return otherwise
-
-
 class Watch:
     """Samples a device in a thread until stop(). Threads: one at a time may call."""
 
@@ -93,7 +80,7 @@ class Watch:
         self._manager = manager
         self._mine = mine
         self._start = time.monotonic()
-        self._first = self._stats = before
+        self._first = before
         self._known: dict[int, Client] = {}
         self._done = dict.fromkeys(_COUNTERS, 0)  #: of processes that are gone
         self._names: dict[int, str] = {}
@@ -124,7 +111,7 @@ class Watch:
 
     def _take(self) -> None:
         seconds = time.monotonic() - self._start
-        stats = self._stats = registers(self._device, self._stats)
+        stats = self._device.observe()
         clients = self._count(seconds)
         resident_frames = sum(client.resident_frames for client in clients)
         placed = sum(client.mapped for client in clients)
