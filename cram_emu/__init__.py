@@ -6,6 +6,7 @@ when it runs out it drops the write and poisons the page, as the hardware does.
 
 from cram_emu.device import (
     Client,
+    Consumption,
     Device,
     Interrupt,
     PageInfo,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Client",
+    "Consumption",
     "CramError",
     "Device",
     "Interrupt",

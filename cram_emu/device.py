@@ -137,10 +137,20 @@ class Client:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Consumption:
+    """A process has met poison, in its mapping or as the manager of a node."""
+
+    sequence: int  #: in the same ring as interrupts
+    time_ns: int  #: CLOCK_MONOTONIC
+    pid: int
+    dpa: int  #: of the page
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Interrupt:
     """One interrupt, with the registers as they were when it was raised."""
 
-    sequence: int  #: 1 for the device's first; no gaps, if strikes of faults are counted in
+    sequence: int  #: 1 for the device's first; no gaps, if strikes of faults and consumptions are counted in
     time_ns: int  #: CLOCK_MONOTONIC
     vector: int  #: 12 or 13
     name: str  #: lthresh or hthresh
@@ -544,13 +554,19 @@ class Device:
         Usable as a decorator.
         """
         self._check_open()
-        self._interrupts.add(callback, self.stats.events)
+        self._interrupts.add(callback, self.observe().events)
         return callback
 
     def on_fault(self, callback: Callable[[Strike], object]) -> Callable:
         """The same for each fault that strikes from now on."""
         self._check_open()
-        self._interrupts.add(callback, self.stats.events, Strike)
+        self._interrupts.add(callback, self.observe().events, Strike)
+        return callback
+
+    def on_consumed(self, callback: Callable[[Consumption], object]) -> Callable:
+        """The same for each process that meets poison from now on; one that meets the same again and again is told once."""
+        self._check_open()
+        self._interrupts.add(callback, self.observe().events, Consumption)
         return callback
 
     @property
@@ -594,7 +610,7 @@ class _Interrupts:
         self._thread: threading.Thread | None = None
 
     def add(self, callback: Callable[[Any], object], newest: int, kind: type = Interrupt) -> None:
-        """kind: of what it is to be told, Interrupt or Strike."""
+        """kind: of what it is to be told, Interrupt, Strike or Consumption."""
         with self._lock:
             self._callbacks.append((kind, callback))
             if self._thread is None:
@@ -618,14 +634,14 @@ class _Interrupts:
                 return
             except EventsLost:
                 warnings.warn(
-                    f"{sequence[0] - before} interrupts or strikes of faults were overwritten before a callback saw them",
+                    f"{sequence[0] - before} interrupts, strikes of faults or meetings with poison were overwritten before a callback saw them",
                     RuntimeWarning,
                     stacklevel=1,
                 )
                 continue
             self._call(_event(event))
 
-    def _call(self, event: Interrupt | Strike) -> None:
+    def _call(self, event: Interrupt | Strike | Consumption) -> None:
         with self._lock:
             callbacks = [callback for kind, callback in self._callbacks if isinstance(event, kind)]
         for callback in callbacks:
@@ -637,11 +653,13 @@ class _Interrupts:
                 )
 
 
-def _event(event) -> Interrupt | Strike:
+def _event(event) -> Interrupt | Strike | Consumption:
     if event.vector == lib.CRAM_INJECTED:
         name = ffi.string(lib.cram_fault_text(event.cause).name).decode()
         dpa = None if event.ratio == 2**64 - 1 else event.ratio
-        return Strike(event.sequence, event.time_ns, name, dpa)
+        return Strike(event.sequence, event.time_ns, event.pid, name, dpa)
+    if event.vector == lib.CRAM_CONSUMED:
+        return Consumption(event.sequence, event.time_ns, event.pid, event.ratio)
     return Interrupt(
         sequence=event.sequence,
         time_ns=event.time_ns,

@@ -42,6 +42,7 @@ class Strike:
 
     sequence: int  #: in the same ring as interrupts
     time_ns: int  #: CLOCK_MONOTONIC
+    pid: int  #: of the process in which it did
     name: str
     dpa: int | None  #: of the page it struck
 

@@ -232,17 +232,20 @@ size_t cram_poison_list(cram_device *device, struct cram_poison_record *records,
 
 /* ---- interrupts ----------------------------------------------------------------------------------------- */
 
-/* CRAM_INJECTED is no interrupt, and signals nobody: a fault has struck, so that a log tells cause and consequence. */
-enum cram_vector { CRAM_INJECTED = 0, CRAM_LTHRESH = 12, CRAM_HTHRESH = 13 };
+/* So that a log tells cause and consequence, no interrupts, and they signal nobody: a fault has struck (CRAM_INJECTED); a process
+ * has met poison, in its mapping or as the manager of a node (CRAM_CONSUMED), once where it does so again and again. */
+enum cram_vector { CRAM_INJECTED = 0, CRAM_CONSUMED = 1, CRAM_LTHRESH = 12, CRAM_HTHRESH = 13 };
 enum cram_cause { CRAM_CAUSE_REMAINING = 1, CRAM_CAUSE_RATIO = 2 };
 
 struct cram_event {
 	uint64_t sequence;  /* 1 for the device's first, no gaps, if those that are no interrupts are counted in */
 	uint64_t time_ns;   /* CLOCK_MONOTONIC when it was raised, or, of a late one, was to arrive */
 	uint64_t remaining; /* registers as they were then */
-	uint64_t ratio;     /* of CRAM_INJECTED: the page that was struck, in bytes, or UINT64_MAX */
+	uint64_t ratio;     /* of those that are no interrupts: the page, in bytes, or UINT64_MAX */
 	uint32_t vector;    /* enum cram_vector */
 	uint32_t cause;     /* enum cram_cause; of CRAM_INJECTED: enum cram_fault */
+	uint32_t pid;       /* the process in which it happened */
+	uint32_t unused;
 };
 
 /* Waits for the event after *sequence, stores it and advances *sequence. timeout_ms < 0: for ever.

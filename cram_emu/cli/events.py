@@ -14,7 +14,7 @@ from cram_emu.cli.console import nonempty
 from cram_emu.sysfs.client import Tree, told
 
 # "  cram-emu-1234    [000] .....   12.345678: cxl_poison: memdev=mem0 ..."
-_LINE = re.compile(r"\s*\S+\s+\[\d+\] \S+\s+(?P<time>[\d.]+): (?P<event>\w+): (?P<fields>.*)")
+_LINE = re.compile(r"\s*(?P<task>.+)-(?P<pid>\d+)\s+\[\d+\] \S+\s+(?P<time>[\d.]+): (?P<event>\w+): (?P<fields>.*)")
 # A value may hold spaces: it ends before the next name, or before the colon between two groups.
 _FIELD = re.compile(r"(\w+)=(.*?)(?= \w+=| : |$)")
 
@@ -38,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse(line: str) -> dict[str, str | float]:
-    """A line of the trace: its time in seconds (CLOCK_MONOTONIC), its event, and its fields as they stand."""
+    """A line of the trace: its time in seconds (CLOCK_MONOTONIC), its event, whose it is, and its fields as they stand."""
     found = _LINE.fullmatch(line)
     if found is None:
         raise ValueError(f"{line!r}: not a line of the trace")
     fields = {name: value.strip("'") for name, value in _FIELD.findall(found["fields"])}
-    return {"timestamp": float(found["time"]), "event": found["event"], **fields}
+    whose = {"task": found["task"], "pid": int(found["pid"])}
+    return {"timestamp": float(found["time"]), "event": found["event"], **whose, **fields}
 
 
 def _history(trace: Path) -> Iterator[str]:

@@ -14,9 +14,9 @@ import threading
 import time
 from contextlib import suppress
 
-from cram_emu import Interrupt, PoisonRecord, Stats, Strike
+from cram_emu import Consumption, Interrupt, PoisonRecord, Stats, Strike
 from cram_emu.errors import DeviceClosed
-from cram_emu.sysfs.memdev import Memdev
+from cram_emu.sysfs.memdev import PAGE, Memdev
 from cram_emu.sysfs.trace import Trace
 
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
@@ -70,9 +70,11 @@ class Events:
         self.collect(silently=True)
         memdev.on_interrupt(self._threshold)
         memdev.device.on_fault(self._struck)
+        memdev.device.on_consumed(self._consumed)
         # Last: each is told by then.
         memdev.device.on_interrupt(self._done_with)
         memdev.device.on_fault(self._done_with)
+        memdev.device.on_consumed(self._done_with)
 
     # -- the driver's commands
 
@@ -104,7 +106,7 @@ class Events:
 
     # -- the device's records
 
-    def _done_with(self, event: Interrupt | Strike) -> None:
+    def _done_with(self, event: Interrupt | Strike | Consumption) -> None:
         with self._told:
             self._newest, self._newest_ns = event.sequence, event.time_ns
             self._told.notify_all()
@@ -206,13 +208,29 @@ class Events:
         )
 
     def _struck(self, strike: Strike) -> None:
+        self._by(strike, "cram_fault", f"fault={strike.name}")
+
+    def _consumed(self, consumption: Consumption) -> None:
+        with self._collecting, suppress(DeviceClosed):
+            self._tell_of(consumption)
+        self._by(consumption, "cram_poison_consumed", "")
+
+    def _tell_of(self, consumption: Consumption) -> None:
+        """The records of the page that was met, which stand before it; their causes have been told."""
+        page = range(consumption.dpa, consumption.dpa + PAGE)
+        for record in self._memdev.device.poison.records():
+            if record.dpa in page and (record.dpa, record.source) not in self._known:
+                self._media(record, consumption.time_ns)
+                self._known.add((record.dpa, record.source))
+                # A look of before does not know it, and would have it told again.
+                self._found, self._levels = None, ()
+
+    def _by(self, event: Strike | Consumption, name: str, what: str) -> None:
+        """A line of the process in which it happened."""
         memdev = self._memdev
-        where = "" if strike.dpa is None else f" hpa={memdev.hpa + strike.dpa:#x} dpa={strike.dpa:#x}"
-        self._trace.emit(
-            f"cram_fault: memdev={memdev.name} host={memdev.host} serial={memdev.serial} "
-            f"fault={strike.name}{where}",
-            strike.time_ns,
-        )
+        where = "" if event.dpa is None else f"hpa={memdev.hpa + event.dpa:#x} dpa={event.dpa:#x}"
+        head = f"{name}: memdev={memdev.name} host={memdev.host} serial={memdev.serial}"
+        self._trace.emit(" ".join(filter(None, (head, what, where))), event.time_ns, event.pid)
 
     def _head(self, level: str, uuid: str) -> str:
         """CXL_EVT_TP_printk()."""

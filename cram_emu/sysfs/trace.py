@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from cram_emu.sysfs.bus import Entries
 from cram_emu.sysfs.parse import failure
@@ -45,6 +46,15 @@ _HEADER = """\
 """
 
 
+def _task(pid: int) -> str:
+    """As trace_find_cmdline() has it: who is gone has no name."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+    except OSError:
+        name = "<...>"
+    return f"{name if name.isprintable() else '<...>':>16s}-{pid:<7d}"
+
+
 class Trace:
     """The ring. Lines are numbered from 1; what is older than RING lines is gone."""
 
@@ -57,13 +67,12 @@ class Trace:
         self._changed = threading.Condition()
         self._wakeup = Wakeup()
         self._readers: set[object] = set()
-        self._task = f"{'cram-emu':>16s}-{os.getpid():<7d}"
 
-    def emit(self, event: str, time_ns: int | None = None) -> None:
-        """Adds a line for an event; time_ns is CLOCK_MONOTONIC, by default now."""
+    def emit(self, event: str, time_ns: int | None = None, pid: int | None = None) -> None:
+        """Adds a line for an event; time_ns is CLOCK_MONOTONIC, by default now. pid: the process that it is of, by default us."""
         seconds = (time.monotonic_ns() if time_ns is None else time_ns) / 1e9
         with self._changed:
-            self._lines.append(f"{self._task} [000] ..... {seconds:12.6f}: {event}\n")
+            self._lines.append(f"{_task(pid or os.getpid())} [000] ..... {seconds:12.6f}: {event}\n")
             self._written += 1
             self._changed.notify_all()
         self._wakeup.notify()

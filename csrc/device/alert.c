@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "alert.h"
 
+#include <unistd.h>
+
 #include "futex.h"
 
 void alert_set(struct alert *alert, uint64_t sectors, uint32_t sector_size, uint64_t low_remaining,
@@ -38,13 +40,14 @@ void alert_push(struct alert *alert, enum cram_vector vector, uint32_t cause, ui
 				    .remaining = remaining,
 				    .ratio = ratio,
 				    .vector = vector,
-				    .cause = cause };
+				    .cause = cause,
+				    .pid = (uint32_t)getpid() };
 
 	atomic_store(&slot->sequence, 0);
 	atomic_thread_fence(memory_order_release);
 	copy_event(&slot->event, &event);
 	atomic_store(&slot->sequence, sequence);
-	if (vector != CRAM_INJECTED)
+	if (alert_is_interrupt(vector))
 		atomic_fetch_add(&alert->raised[vector == CRAM_LTHRESH ? 0 : 1], 1);
 	atomic_store(&alert->head, sequence);
 }

@@ -80,6 +80,11 @@ typedef uint64_t alert_fate_fn(void *arg);
 /* Brings latches in line with the readings and writes an event for each change that is not lost. True: there are new
  * events. */
 bool alert_evaluate(struct alert *alert, alert_read_fn *read, alert_fate_fn *fate, void *arg);
+static inline bool alert_is_interrupt(uint32_t vector)
+{
+	return vector == CRAM_LTHRESH || vector == CRAM_HTHRESH;
+}
+
 /* Writes an event that is to arrive late_ns from now. Under the alert lock. */
 void alert_push(struct alert *alert, enum cram_vector vector, uint32_t cause, uint64_t remaining, uint64_t ratio, uint64_t late_ns);
 

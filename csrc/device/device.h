@@ -152,6 +152,8 @@ int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_
 			  uint32_t low_ratio, uint32_t high_ratio);
 /* Does a fault of the driver's strike now (CRAM_FAULT_ALLOC to CRAM_FAULT_TRIM_BUSY)? */
 bool device_fault(struct device *device, enum cram_fault fault);
+/* Has the ring tell that this process has met the page's poison. */
+void device_consumed(struct device *device, uint64_t page);
 /* CRAM_EINVAL, naming the attribute: nothing has changed. */
 int device_set_fault(struct device *device, enum cram_fault fault, const struct cram_fault_attr *attr);
 /* Compares the levels with the thresholds and raises what is due. */

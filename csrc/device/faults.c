@@ -4,6 +4,7 @@
  * that nobody writes.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "inner.h"
@@ -41,6 +42,20 @@ void fault_announce(struct device *device, enum cram_fault fault, uint64_t page)
 		return;
 	device_lock(device, &device->super->alert_lock);
 	tell(device, fault, page);
+	futex_unlock(&device->super->alert_lock);
+	clients_ring_all(device->clients);
+}
+
+void device_consumed(struct device *device, uint64_t page)
+{
+	const uint32_t pid = (uint32_t)getpid();
+	struct cram_event last;
+
+	device_lock(device, &device->super->alert_lock);
+	/* Who meets it in a loop would push everything else out of the ring. */
+	if (!alert_get(device->alert, atomic_load(&device->alert->head), &last) || last.vector != CRAM_CONSUMED ||
+	    last.ratio != page << PAGE_SHIFT || last.pid != pid)
+		alert_push(device->alert, CRAM_CONSUMED, 0, remaining_now(device), page << PAGE_SHIFT, 0);
 	futex_unlock(&device->super->alert_lock);
 	clients_ring_all(device->clients);
 }

@@ -171,6 +171,18 @@ static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t
 	return result;
 }
 
+static void tell_consumed(struct pager *pager, struct op *op, uint64_t page)
+{
+	if (pager->managed == NULL) {
+		device_consumed(pager->device, pager_dpa(pager, page));
+		return;
+	}
+	/* Locked, so that it does not move off its node, and that go. */
+	pager_lock(pager, op, page);
+	zswap_consumed(pager->managed, page);
+	pager_unlock(pager, op, page);
+}
+
 static void on_sigbus(unsigned depth, siginfo_t *info, ucontext_t *context)
 {
 	uintptr_t address = (uintptr_t)info->si_addr;
@@ -196,6 +208,8 @@ static void on_sigbus(unsigned depth, siginfo_t *info, ucontext_t *context)
 			result = check_mark(pager, op, page);
 		else
 			result = pager_fault(pager, op, page, is_write(context));
+		if (result == FAULT_POISON)
+			tell_consumed(pager, op, page);
 		device_leave(op);
 		/* Before the program's handler, which may never return. */
 		leave_region(region);

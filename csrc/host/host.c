@@ -27,8 +27,8 @@ static int serve_request(void *owner, enum request_kind kind, uint64_t dpa)
 	return code;
 }
 
-/* When the map's next write-back is due, having done the one that is: UINT64_MAX when nothing is dirty. */
-static uint64_t write_back_map(struct cram_map *map, struct op *op, uint64_t now)
+/* When the map's next write-back is due, having done the one that is (*done): UINT64_MAX when nothing is dirty. */
+static uint64_t write_back_map(struct cram_map *map, struct op *op, uint64_t now, bool *done)
 {
 	if (map->period_ns == 0 || atomic_load(&map->pager.dirty) == 0) {
 		map->next_ns = 0;
@@ -38,6 +38,7 @@ static uint64_t write_back_map(struct cram_map *map, struct op *op, uint64_t now
 		map->next_ns = now + map->period_ns;
 	} else if (now >= map->next_ns) {
 		pager_write_back_due(&map->pager, op, map->period_ns / 1000000);
+		*done = true;
 		/* From the end of the work: a write-back that takes longer than its period does not run all the time. */
 		map->next_ns = now_ns() + map->period_ns;
 	}
@@ -48,7 +49,7 @@ static int write_back_maps(void *owner, uint64_t now)
 {
 	struct cram_device *device = owner;
 	uint64_t next = UINT64_MAX;
-	bool worked = false;
+	bool worked = false, done = false;
 
 	for (unsigned i = 0; i < CLAIMS_MAX; i++) {
 		struct visit visit;
@@ -58,7 +59,7 @@ static int write_back_maps(void *owner, uint64_t now)
 			return -1;
 		map = device->maps[i];
 		if (map != NULL) {
-			uint64_t due = write_back_map(map, visit.op, now);
+			uint64_t due = write_back_map(map, visit.op, now, &done);
 
 			worked |= due != UINT64_MAX;
 			next = due < next ? due : next;
@@ -67,7 +68,10 @@ static int write_back_maps(void *owner, uint64_t now)
 	}
 	if (!worked)
 		return -1;
-	delivery_reassert();
+	/* Not whenever somebody wakes us: poison that is met does, and then the program's own handler may have given way to the one
+	 * before it, to die of that. */
+	if (done)
+		delivery_reassert();
 	now = now_ns();
 	return next <= now ? 0 : (int)((next - now) / 1000000) + 1;
 }

@@ -48,7 +48,7 @@ static uint64_t raise_new(struct service *service, uint64_t last, int64_t *wait_
 			*wait_ns = (int64_t)(event.time_ns - now);
 			break;
 		}
-		if (event.vector != CRAM_INJECTED)
+		if (alert_is_interrupt(event.vector))
 			raise_interrupt(service, &event);
 	}
 	return last;

@@ -331,6 +331,14 @@ bool zswap_poisoned(struct zswap_memory *memory, uint64_t page)
 	       (swap_tag(entry) == SWAP_DIRECT && node_poisoned(&memory->zswap->nodes[swap_node(entry)], swap_dpa(entry)));
 }
 
+void zswap_consumed(struct zswap_memory *memory, uint64_t page)
+{
+	uint64_t entry = swaptable_get(&memory->table, page);
+
+	if (swap_tag(entry) == SWAP_DIRECT)
+		device_consumed(memory->zswap->nodes[swap_node(entry)].device, swap_dpa(entry));
+}
+
 /* Frees what an entry names. */
 static void release(struct zswap_memory *memory, struct op *op, uint64_t page, uint64_t entry, bool promoted)
 {

@@ -78,6 +78,8 @@ bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, cons
 bool zswap_load(struct zswap_memory *memory, struct op *op, uint64_t page, uint8_t *to);
 /* Is it poison, as far as can be told without loading it? */
 bool zswap_poisoned(struct zswap_memory *memory, uint64_t page);
+/* The device of a locked page tells that this process has met its poison, if it is on one. */
+void zswap_consumed(struct zswap_memory *memory, uint64_t page);
 /* Frees what the page's entry names, and the entry. promoted: because it has a frame now. */
 void zswap_invalidate(struct zswap_memory *memory, struct op *op, uint64_t page, bool promoted);
 /* The entry, and what it names, becomes another page's, which has none; both are locked. */

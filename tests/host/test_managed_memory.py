@@ -144,7 +144,7 @@ class TestPoison:
             assert child.returncode == status, child.stderr
 
     def test_siginfo(self, run_child, delivery):
-        """BUS_MCEERR_AR, the exact address, lsb 12; the other pages are fine before and after."""
+        """BUS_MCEERR_AR, the exact address, lsb 12; the other pages are fine before and after. The device tells who met it."""
         child = run_child(
             program(
                 """
@@ -155,13 +155,18 @@ class TestPoison:
                 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
                 def handle(number, info, context):
                     number, _, code, _, at, lsb = struct.unpack_from("iiiiQh", ctypes.string_at(info, 32))
-                    print(number, code, at - memory.address, lsb, get(memory, 8) == KINDS["shrinks"], flush=True)
+                    wait_until(lambda: met, "the device tells of it")
+                    (one,) = {(meeting.pid, meeting.dpa) for meeting in met}
+                    told = one == (os.getpid(), memory.place(4 * PAGE).dpa)
+                    print(number, code, at - memory.address, lsb, get(memory, 8) == KINDS["shrinks"], told, flush=True)
                     os._exit(0)
 
                 action = Action(ctypes.cast(handle, ctypes.c_void_p).value, (ctypes.c_ulong * 16)(), 4, None)
                 assert ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(action), None) == 0
                 # Mapped after the handler was installed, the core's own is in front of it.
                 other = ManagedMemory(64 * PAGE, "1M", manager, delivery=sys.argv[1])
+                met = []
+                dev.on_consumed(met.append)
                 dev.poison.inject(memory.place(4 * PAGE).dpa)
                 assert get(memory, 0) == KINDS["random"]
                 ctypes.string_at(memory.address + 4 * PAGE + 1234, 1)
@@ -170,7 +175,7 @@ class TestPoison:
             delivery,
         )
         assert child.returncode == 0, child.stderr
-        assert child.stdout == f"{int(signal.SIGBUS)} 4 {4 * PAGE + 1234} 12 True\n"
+        assert child.stdout == f"{int(signal.SIGBUS)} 4 {4 * PAGE + 1234} 12 True True\n"
 
     def test_dropped_write(self):
         """What a full device drops without a word is poison, never wrong data, and each is counted by the device."""

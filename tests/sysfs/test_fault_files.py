@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -10,6 +11,7 @@ from samples import PAGE, noise
 from support import wait_until
 
 from cram_emu import PoisonError
+from cram_emu.cli.events import parse
 from cram_emu.errors import CramError, DeviceGone
 from cram_emu.faults import ATTRIBUTES, NAMES, file_name
 from cram_emu.sysfs.fuse import errno_of
@@ -104,6 +106,25 @@ def test_anything(machine: Machine, name: str, attribute: str, text: str):
     code = store(machine, path, text)
     assert code in (0, errno.EINVAL)
     assert code == 0 or show(machine, path) == before
+
+
+@pytest.mark.parametrize("cause", ["store", None])
+def test_noticed(machine: Machine, start_child, cause: str | None):
+    """Who meets poison stands in the trace, by name and number, behind the poison and its cause; who meets none does not."""
+    device = machine.members()[0].device
+    store(machine, f"{MEM0}/fail_cram_store/probability", "100" if cause else "0")
+    device.write(5 * PAGE, noise(1))
+    child = start_child(
+        f"from cram_emu import Device\nwith Device.open({show(machine, f'{MEM0}/path').strip()!r}) as dev:\n"
+        f"    with dev.map(delivery='inline') as memory: print(memory[5 * {PAGE}])"
+    )
+    child.communicate()
+    assert child.returncode == (-signal.SIGBUS if cause else 0)
+    parsed = [parse(line) for line in show(machine, TRACE).splitlines() if not line.startswith("#")]
+    story = [(line["event"], line["dpa"], line["pid"]) for line in parsed if line["event"] != "cxl_memory_module"]
+    us, at = os.getpid(), f"{5 * PAGE:#x}"
+    expected = [("cram_fault", at, us), ("cxl_general_media", at[2:], us), ("cram_poison_consumed", at, child.pid)]
+    assert story == (expected if cause else [])
 
 
 def test_task_filter(machine: Machine):
