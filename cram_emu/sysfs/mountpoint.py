@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from cram_emu.errors import Busy, DeviceIOError, InvalidArgument, NotPermitted, NotSupported
@@ -70,14 +71,22 @@ def _fusermount() -> str | None:
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 
+def below(directory: Path) -> list[Path]:
+    """What is mounted below a directory, the latest first."""
+    resolved = Path(os.path.realpath(directory))
+    return [where for where, _ in reversed([*_mounts()]) if resolved in where.parents]
+
+
 def _mounted(where: Path) -> str | None:
-    """The type of the file system that is mounted on a directory, from proc(5)'s mountinfo."""
+    """The type of the file system that is mounted on a directory."""
     # realpath would follow a link on the way; the kernel's table holds resolved paths.
-    resolved = os.path.realpath(where)
-    kind = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = fields.split()[4].encode().decode("unicode_escape")
-        if point == resolved:
-            kind = rest.split()[0]
-    return kind
+    resolved = Path(os.path.realpath(where))
+    return next((kind for point, kind in reversed([*_mounts()]) if point == resolved), None)
+
+
+def _mounts() -> Iterator[tuple[Path, str]]:
+    """All mount points with their types, as proc(5)'s mountinfo has them."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields, _, rest = line.partition(b" - ")
+        point = fields.split()[4].decode("unicode_escape").encode("latin-1")
+        yield Path(os.fsdecode(point)), rest.split()[0].decode()
