@@ -186,14 +186,44 @@ class TestRun:
         assert "--seed with --delivery monitor" in capsys.readouterr().err
 
     def test_put_back(self, tmp_path):
-        """A joined device is afterwards as it was."""
+        """A joined device's faults are afterwards as they were: off."""
         path = tmp_path / "device"
         with Device("64M", "64M", path=path) as device:
-            device.faults["ratio"].set(probability=3, times=9)
+            device.faults["ratio"].set(probability=3, times=0, seed=5)
             before = device.faults["ratio"].attributes
             done, _ = self.run(tmp_path, "--device", str(path), "--fault", "ratio:times=1")
             assert done.returncode == 0
             assert device.faults["ratio"].attributes == before
+
+    def test_on_already(self, tmp_path, capfd):
+        """What somebody has turned on stays as it is, and no program starts; who turns it off is told how."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            device.faults["ratio"].set(probability=3, times=9)
+            before = [fault.attributes for fault in device.faults.values()]
+            words = ("--device", str(path), "--fault", "trim", "--fault", "ratio:times=1")
+            assert main(["run", *words, "--", "echo", "started"]) == 1
+            assert [fault.attributes for fault in device.faults.values()] == before
+            told = f"--fault ratio: on already, on this device; `cram-emu fault --device {path} ratio off` turns it off"
+            assert capfd.readouterr() == ("", f"cram-emu: {told}\n")
+            assert main(["fault", "--device", str(path), "ratio", "off"]) == 0
+            assert self.run(tmp_path, *words)[0].returncode == 0
+
+    def test_overlapping(self, tmp_path, capfd):
+        """Two runs cannot have one fault, though it is off yet: the first one's end would turn off the other's."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            words = ("--device", str(path), "--fault", "ratio")
+            command = [COMMAND, "run", *words, "--fault-after", "9999s", "--", "sh", "-c", "echo ready; read word"]
+            pipe = subprocess.PIPE
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as first:
+                assert first.stdout.readline() == "ready\n"
+                assert main(["run", *words, "--", "echo", "started"]) == 1
+                first.stdin.close()
+            told = "--fault ratio: another run has it on this device, and turns it off at its end"
+            assert capfd.readouterr() == ("", f"cram-emu: {told}\n")
+            assert self.run(tmp_path, *words)[1]["injected"]["ratio"] > 0
+            assert device.faults["ratio"].attributes == Attributes()
 
     def test_task_filter(self, tmp_path):
         """The programs of a run that asks for it are struck, those that they start too; of one that does not, none."""
