@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from cram_emu import Device, Stats, faults, format_size
-from cram_emu.cli import USAGE, tell
+from cram_emu.cli import tell
 from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import Busy, DeviceIOError, InvalidArgument, NoAnswer
@@ -165,8 +165,6 @@ def run(args: argparse.Namespace) -> int:
         program = launch.find(args.program)
     except launch.CannotStart as error:
         return tell(str(error), error.code)
-    except InvalidArgument as error:
-        return tell(str(error), USAGE)
     with (
         _device(args) as (device, path),
         _faults(device, path, args) as strikes,

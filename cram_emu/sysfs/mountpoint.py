@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from cram_emu.errors import Busy, DeviceIOError, InvalidArgument, NotPermitted, NotSupported
+from cram_emu.errors import Busy, DeviceIOError, NotPermitted, NotSupported
 
 _FUSE = Path("/dev/fuse")
 _MNT_DETACH = 2
@@ -29,16 +29,16 @@ def require() -> None:
 def prepare(path: str | os.PathLike[str]) -> Path:
     """The absolute path of an empty directory to mount on; a dead mount that lies on it is taken away.
 
-    InvalidArgument, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
+    DeviceIOError, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
     """
     require()
     where = Path(os.path.abspath(path))
     try:
         names = os.listdir(where)
     except FileNotFoundError:
-        raise InvalidArgument(f"{where}: no such directory") from None
+        raise DeviceIOError(f"{where}: no such directory") from None
     except NotADirectoryError:
-        raise InvalidArgument(f"{where}: not a directory") from None
+        raise DeviceIOError(f"{where}: not a directory") from None
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             raise NotPermitted(f"{where}: {error.strerror}") from None

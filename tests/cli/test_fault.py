@@ -86,7 +86,7 @@ class TestFault:
     def test_words_refused(self, fault, device, word, named):
         before = device.faults["late_irq"].attributes
         code, out, err = fault("late_irq", word)
-        assert (code, out) == (1, "") and named in err
+        assert (code, out) == (2, "") and named in err
         assert device.faults["late_irq"].attributes == before
 
     def test_strikes_and_off(self, fault, device):
@@ -129,7 +129,7 @@ class TestFault:
     )
     def test_refused(self, fault, device, words, told):
         code, out, err = fault(*words)
-        assert (code, out) == (1, "") and err.startswith(f"cram-emu: {told}")
+        assert (code, out) == (2, "") and err.startswith(f"cram-emu: {told}")
         assert device.faults["store"].attributes == Attributes()
 
     def test_needs_a_device(self, capsys):

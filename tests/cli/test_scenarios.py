@@ -132,7 +132,7 @@ class TestCommand:
 
     def test_unknown(self, own, capsys):
         own("good", "")
-        assert main(["scenarios", "bad"]) == 1
+        assert main(["scenarios", "bad"]) == 2
         assert capsys.readouterr().err == "cram-emu: no scenario 'bad'; there are good\n"
 
     def test_nowhere_to_write(self, own, capsys, tmp_path):
