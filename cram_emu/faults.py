@@ -133,7 +133,11 @@ class Fault:
     def _share(self, percent: float) -> int:
         if not isinstance(percent, (int, float)) or not 0 <= percent <= 100:
             raise InvalidArgument(f"{self.name}: probability {percent!r}: not from 0 to 100 percent")
-        return round(percent * lib.CRAM_FAULT_CERTAIN / 100)
+        share = round(percent * lib.CRAM_FAULT_CERTAIN / 100)
+        if share == 0 and percent > 0:
+            least = 100 / lib.CRAM_FAULT_CERTAIN
+            raise InvalidArgument(f"{self.name}: probability {percent!r}: below the least, {least:g} percent")
+        return share
 
     def _integer(self, name: str, value: int, least: int, most: int) -> int:
         if not isinstance(value, int) or not least <= value <= most:
@@ -184,7 +188,8 @@ def parse_attribute(name: str, text: str) -> float | int | str:
             raise InvalidArgument(f"{name} {text!r}: neither Y nor N")
         return _BOOLEANS[text.upper()]
     try:
-        if name == "space" and text[-1:].isalpha():
+        # The last of 0xF is no unit.
+        if name == "space" and text[-1:].isalpha() and not text.lower().startswith("0x"):
             return parse_size(text)
         return float(text) if name == "probability" else int(text, 0)
     except ValueError:

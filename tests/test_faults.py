@@ -422,6 +422,7 @@ class TestAttributes:
         [
             ({"probability": 100.1}, "probability 100.1"),
             ({"probability": -1}, "probability -1"),
+            ({"probability": 1e-12}, "probability 1e-12: below the least, 1e-07 percent"),
             ({"probability": float("nan")}, "probability nan"),
             ({"probability": "5"}, "probability '5'"),
             ({"times": -2}, "times -2"),
@@ -551,6 +552,11 @@ class TestParse:
         assert parse("ratio:distribution=pareto,task-filter=Y") == (
             "ratio", {"probability": 100.0, "distribution": "pareto", "task_filter": True}
         )  # fmt: skip
+
+    def test_sizes(self):
+        """A hexadecimal number's last digit is no unit."""
+        words = ("64M", "0x10", "0xF", "0XB", "12")
+        assert [parse(f"store:space={word}")[1]["space"] for word in words] == [64 << 20, 16, 15, 11, 12]
 
     @pytest.mark.parametrize(
         "text, named",
