@@ -66,6 +66,8 @@ DISTRIBUTIONS = {
     "pareto": lib.CRAM_PARETO,
 }
 _DISTRIBUTION_NAMES = {number: name for name, number in DISTRIBUTIONS.items()}
+#: Those that do nothing with a value of 0. To the others it means something, or they have none.
+_BY_AMOUNT = ("capacity", "read_delay", "write_delay", "late_irq", "storm_irq")
 _BOOLEANS = {"1": True, "Y": True, "0": False, "N": False}
 
 
@@ -196,6 +198,16 @@ def parse_attribute(name: str, text: str) -> float | int | str:
         raise InvalidArgument(f"{name} {text!r}: not a {'' if name == 'probability' else 'whole '}number") from None
 
 
+def check_effect(name: str, attributes: Attributes) -> None:
+    """InvalidArgument: this fault would strike, and do nothing, for want of a value.
+
+    For what people type; a program, or who writes to files, may set value last.
+    """
+    strikes = attributes.probability > 0 and attributes.times != 0
+    if strikes and attributes.value == 0 and name in _BY_AMOUNT:
+        raise InvalidArgument(f"{name}: does nothing without value=N, in {_TEXTS[name][1]}")
+
+
 def parse(text: str) -> tuple[str, dict[str, float | int | str]]:
     """ "poison:probability=0.01,times=3" as a name and attributes; a name alone: it always strikes. InvalidArgument."""
     name, _, rest = text.partition(":")
@@ -207,4 +219,5 @@ def parse(text: str) -> tuple[str, dict[str, float | int | str]]:
         if not equals:
             raise InvalidArgument(f"{text!r}: {word!r} is not ATTRIBUTE=VALUE")
         attributes[key.replace("-", "_")] = parse_attribute(key, value)
+    check_effect(name, Attributes(**attributes))
     return name, attributes

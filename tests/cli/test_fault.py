@@ -100,6 +100,16 @@ class TestFault:
         device.write(PAGE, noise(1))
         assert device.stats.dropped_writes == 1
 
+    def test_no_amount(self, fault, device):
+        """A fault that would do nothing, for want of a value, is not armed; whose value was set before, is."""
+        late = device.faults["late_irq"]
+        told = "cram-emu: late_irq: does nothing without value=N, in ms\n"
+        assert fault("late_irq", "probability=100") == (2, "", told)
+        assert late.attributes == Attributes()
+        assert fault("late_irq", "value=50")[0] == fault("late_irq", "probability=100")[0] == 0
+        assert fault("late_irq", "value=0") == (2, "", told)
+        assert late.attributes == Attributes(probability=100, value=50)
+
     @pytest.mark.parametrize("name", ["removal", "reset", "power_cycle"])
     def test_now(self, fault, device, name):
         """What befalls the device as a whole does so when it is told to."""
