@@ -117,9 +117,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--poison-at",
         type=_parsed(parse_poison_at),
         metavar="TARGET",
-        help="poison, once: heap:N%%, the page at N percent of what is allocated; mmap:N+OFFSET, the N-th mapping that the"
-        " program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a function of the program or a library,"
-        " by its dynamic symbol (-rdynamic). Under --mode zswap as soon as the device takes the page",
+        help="poison, once: heap:N%%, the page at N percent of what is allocated, by --fault-after; mmap:N+OFFSET,"
+        " the N-th mapping that the program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a"
+        " function of the program or a library, by its dynamic symbol (-rdynamic). Under --mode zswap as soon as"
+        " the device takes the page",
     )
     parser.add_argument(
         "--fault-after",
