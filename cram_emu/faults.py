@@ -67,6 +67,8 @@ DISTRIBUTIONS = {
     "pareto": lib.CRAM_PARETO,
 }
 _DISTRIBUTION_NAMES = {number: name for name, number in DISTRIBUTIONS.items()}
+#: Those that do nothing with a value of 0. To the others it means something, or they have none.
+_BY_AMOUNT = ("capacity", "read_delay", "write_delay", "late_irq", "storm_irq")
 _BOOLEANS = {"1": True, "Y": True, "0": False, "N": False}
 
 
@@ -134,7 +136,11 @@ class Fault:
     def _share(self, percent: float) -> int:
         if not isinstance(percent, (int, float)) or not 0 <= percent <= 100:
             raise InvalidArgument(f"{self.name}: probability {percent!r}: not from 0 to 100 percent")
-        return round(percent * lib.CRAM_FAULT_CERTAIN / 100)
+        share = round(percent * lib.CRAM_FAULT_CERTAIN / 100)
+        if share == 0 and percent > 0:
+            least = 100 / lib.CRAM_FAULT_CERTAIN
+            raise InvalidArgument(f"{self.name}: probability {percent!r}: below the least, {least:g} percent")
+        return share
 
     def _integer(self, name: str, value: int, least: int, most: int) -> int:
         if not isinstance(value, int) or not least <= value <= most:
@@ -185,11 +191,22 @@ def parse_attribute(name: str, text: str) -> float | int | str:
             raise InvalidArgument(f"{name} {text!r}: neither Y nor N")
         return _BOOLEANS[text.upper()]
     try:
-        if name == "space" and text[-1:].isalpha():
+        # The last of 0xF is no unit.
+        if name == "space" and text[-1:].isalpha() and not text.lower().startswith("0x"):
             return parse_size(text)
         return float(text) if name == "probability" else int(text, 0)
     except ValueError:
         raise InvalidArgument(f"{name} {text!r}: not a {'' if name == 'probability' else 'whole '}number") from None
+
+
+def check_effect(name: str, attributes: Attributes) -> None:
+    """InvalidArgument: this fault would strike, and do nothing, for want of a value.
+
+    For what people type; a program, or who writes to files, may set value last.
+    """
+    strikes = attributes.probability > 0 and attributes.times != 0
+    if strikes and attributes.value == 0 and name in _BY_AMOUNT:
+        raise InvalidArgument(f"{name}: does nothing without value=N, in {_TEXTS[name][1]}")
 
 
 def parse(text: str) -> tuple[str, dict[str, float | int | str]]:
@@ -203,4 +220,5 @@ def parse(text: str) -> tuple[str, dict[str, float | int | str]]:
         if not equals:
             raise InvalidArgument(f"{text!r}: {word!r} is not ATTRIBUTE=VALUE")
         attributes[key.replace("-", "_")] = parse_attribute(key, value)
+    check_effect(name, Attributes(**attributes))
     return name, attributes

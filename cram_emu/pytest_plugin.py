@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,14 +71,31 @@ def cram_mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     where = tmp_path / "machine"
     where.mkdir()
     arguments = _arguments(request)
-    command = [sys.executable, "-c", _MAIN, "mount", "--daemon"]
+    command = [sys.executable, "-c", _MAIN, "mount"]
     for name in ("advertised", "real"):
         command += [f"--{name}", str(arguments.pop(name))]
     if arguments:
         raise pytest.UsageError(f"cram_mount: a mounted device takes no {', '.join(arguments)}")
-    done = subprocess.run([*command, where], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode == _NOT_PERMITTED:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    yield where
-    subprocess.run(["umount", where], check=True)
+    # In a session of its own: Ctrl-C is for pytest, which ends the server then.
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [*command, where],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            start_new_session=True,
+        ) as server,
+    ):
+        try:
+            if not any(line.startswith("mounted on ") for line in server.stdout):
+                said.seek(0)
+                if server.wait() == _NOT_PERMITTED:
+                    pytest.skip(said.read().strip())
+                raise AssertionError(said.read())
+            yield where
+        finally:
+            # Not umount, which is refused where the frame of a test that failed keeps a file open. The server unmounts
+            # lazily.
+            server.terminate()

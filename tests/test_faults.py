@@ -485,6 +485,7 @@ class TestAttributes:
         [
             ({"probability": 100.1}, "probability 100.1"),
             ({"probability": -1}, "probability -1"),
+            ({"probability": 1e-12}, "probability 1e-12: below the least, 1e-07 percent"),
             ({"probability": float("nan")}, "probability nan"),
             ({"probability": "5"}, "probability '5'"),
             ({"times": -2}, "times -2"),
@@ -615,10 +616,23 @@ class TestParse:
             "ratio", {"probability": 100.0, "distribution": "pareto", "task_filter": True}
         )  # fmt: skip
 
+    def test_no_amount(self):
+        """Of a fault that is off, or whose 0 means something, no value is asked for."""
+        off = ("late_irq:probability=0", "capacity:times=0")
+        for text in (*off, "ratio", "stale", "saturated", "lie", "capacity:value=1"):
+            assert parse(text)[0] == text.partition(":")[0]
+
+    def test_sizes(self):
+        """A hexadecimal number's last digit is no unit."""
+        words = ("64M", "0x10", "0xF", "0XB", "12")
+        assert [parse(f"store:space={word}")[1]["space"] for word in words] == [64 << 20, 16, 15, 11, 12]
+
     @pytest.mark.parametrize(
         "text, named",
         [("", "no fault ''"), ("x:times=1", "no fault 'x'"), ("store:times", "'times'"), ("store:times=x", "times 'x'"),
-         ("store:x=1", "'x'"), ("store:probability=much", "probability 'much'"), ("store:,", "''")],
+         ("store:x=1", "'x'"), ("store:probability=much", "probability 'much'"), ("store:,", "''"),
+         ("late_irq", "late_irq: does nothing without value=N, in ms"), ("read_delay:value=0,times=2", "N, in us"),
+         ("write_delay:probability=1", "N, in us"), ("capacity:times=1", "in bytes"), ("storm_irq", "in interrupts")],
     )  # fmt: skip
     def test_refused(self, text, named):
         with pytest.raises(InvalidArgument, match=named):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 TOP = Path(__file__).parent.parent
 
 
@@ -36,7 +38,7 @@ def test_example_can_fail(tmp_path):
 
 
 def test_off_again(tmp_path):
-    """A fault ends with its test; a device with the test that it was made for."""
+    """A fault ends with its test; a device with the test that it was made for, a mount too, though a file is open."""
     (tmp_path / "test_it.py").write_text(
         """
 import pytest
@@ -64,9 +66,19 @@ def test_mount_refuses(cram_mount):
 @pytest.mark.cram_device("1G")
 def test_no_name(cram_device):
     pass
+
+def test_open_file(cram_mount):
+    trace = open(cram_mount / "sys/kernel/tracing/trace")
+    raise AssertionError("pytest keeps this frame")
 """
     )
-    done = run(tmp_path)
-    assert "3 passed, 2 errors" in done.stdout, done.stdout
+    done = run(tmp_path, "--basetemp", tmp_path / "base")
+    if "1 skipped" in done.stdout:
+        assert "3 passed, 1 skipped, 2 errors" in done.stdout, done.stdout
+    else:
+        assert "1 failed, 3 passed, 2 errors" in done.stdout, done.stdout
+    where = tmp_path / "base" / "test_open_file0" / "machine"
+    assert where.is_dir() and str(where) not in Path("/proc/self/mounts").read_text()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(where) in (p.info["cmdline"] or ())]
     assert "cram_device: '1G' has no name" in done.stdout
     assert "cram_mount: a mounted device takes no codec" in done.stdout

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 import cram_emu
-from cram_emu.errors import CramError, NotSupported
+from cram_emu.errors import CramError, InvalidArgument, NotSupported
 
 OK = 0
 FAILED = 1
-USAGE = 2  # argparse's own
+USAGE = 2  # argparse's own, and InvalidArgument
 NOT_PERMITTED = 3
 INTERRUPTED = 130
 READER_GONE = 141
@@ -68,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except CramError as error:
-        refused = isinstance(error, (PermissionError, NotSupported))
-        return tell(str(error), NOT_PERMITTED if refused else FAILED)
+        return tell(str(error), _code(error))
+
+
+def _code(error: CramError) -> int:
+    if isinstance(error, InvalidArgument):
+        return USAGE
+    return NOT_PERMITTED if isinstance(error, (PermissionError, NotSupported)) else FAILED
 
 
 def tell(message: str, code: int) -> int:

@@ -10,7 +10,7 @@ from cram_emu.cli import OK
 from cram_emu.cli.console import Console, add_json
 from cram_emu.cli.target import add_target, target
 from cram_emu.errors import InvalidArgument
-from cram_emu.faults import ATTRIBUTES, NAMES, Fault, file_name, parse_attribute
+from cram_emu.faults import ATTRIBUTES, NAMES, Fault, check_effect, file_name, parse_attribute
 
 DESCRIPTION = """\
 Shows the faults of a device, or sets when one of them strikes, as the kernel's fault attributes do: with
@@ -58,6 +58,7 @@ def _set(fault: Fault, settings: list[str]) -> None:
         if not equals:
             raise InvalidArgument(f"{word!r}: not ATTRIBUTE=VALUE, off or now")
         attributes[name.replace("-", "_")] = parse_attribute(name, value)
+    check_effect(fault.name, dataclasses.replace(fault.attributes, **attributes))
     fault.set(**attributes)
 
 

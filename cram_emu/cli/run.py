@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import os
 import resource
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -16,10 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from cram_emu import Device, Stats, faults, format_size
-from cram_emu.cli import USAGE, tell
+from cram_emu.cli import tell
 from cram_emu.cli.console import add_capacities, check_writable, nonempty, plain_table, seed, size
 from cram_emu.cli.target import add_target, target
-from cram_emu.errors import DeviceIOError, InvalidArgument, NoAnswer
+from cram_emu.errors import Busy, DeviceIOError, InvalidArgument, NoAnswer
 from cram_emu.lab import launch
 from cram_emu.lab.watch import PoisonMet, Report, Sample, Watch, is_child_of, summarise
 from cram_emu.lab.witness import After, Book, Place, Struck, parse_after, parse_poison_at
@@ -41,7 +43,7 @@ for example:
 
 exit codes:
   the program's own; a signal that ended it ends cram-emu too
-  1    the device cannot be had, or the report not be written; the message says why
+  1    the device cannot be had, or a fault of it, or the report not be written; the message says why
   2    bad usage
   3    this host, or this program, does not permit it; the message says what, and the remedy
   126  the program cannot be executed
@@ -115,9 +117,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--poison-at",
         type=_parsed(parse_poison_at),
         metavar="TARGET",
-        help="poison, once: heap:N%%, the page at N percent of what is allocated; mmap:N+OFFSET, the N-th mapping that the"
-        " program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a function of the program or a library,"
-        " by its dynamic symbol (-rdynamic). Under --mode zswap as soon as the device takes the page",
+        help="poison, once: heap:N%%, the page at N percent of what is allocated, by --fault-after; mmap:N+OFFSET,"
+        " the N-th mapping that the program makes and that is placed; caller:FUNCTION#N, the N-th allocation by a"
+        " function of the program or a library, by its dynamic symbol (-rdynamic). Under --mode zswap as soon as"
+        " the device takes the page",
     )
     parser.add_argument(
         "--fault-after",
@@ -163,9 +166,12 @@ def run(args: argparse.Namespace) -> int:
         program = launch.find(args.program)
     except launch.CannotStart as error:
         return tell(str(error), error.code)
-    except InvalidArgument as error:
-        return tell(str(error), USAGE)
-    with _device(args) as (device, path), _faults(device, args) as strikes, _manager(device, args) as manager, Book() as book:
+    with (
+        _device(args) as (device, path),
+        _faults(device, path, args) as strikes,
+        _manager(device, args) as manager,
+        Book() as book,
+    ):
         environment = launch.environment(path, settings, manager, book, args.poison_at)
         # A fault may silence them from its first moment on.
         before = device.observe()
@@ -259,12 +265,17 @@ def _seed(args: argparse.Namespace) -> dict[str, int]:
 
 
 class _Strikes:
-    """The faults that were asked for."""
+    """The faults that were asked for. Busy: one of them is on already."""
 
     def __init__(self, device: Device, args: argparse.Namespace):
         self._faults, self._wanted = device.faults, args.fault
         self._seed = _seed(args)
         self._before = {name: (self._faults[name].attributes, self._faults[name].struck) for name, _ in args.fault}
+        for name, (attributes, _) in self._before.items():
+            if attributes.probability > 0 and attributes.times != 0:
+                option = ["--mount", args.mount] if args.device is None else ["--device", args.device]
+                off = shlex.join(["cram-emu", "fault", *option, name, "off"])
+                raise Busy(f"--fault {name}: on already, on this device; `{off}` turns it off")
 
     def arm(self) -> None:
         for name, attributes in self._wanted:
@@ -275,18 +286,39 @@ class _Strikes:
         return {name: self._faults[name].struck - struck for name, (_, struck) in self._before.items()}
 
     def put_back(self) -> None:
+        """Off, as they were."""
         for name, (attributes, _) in self._before.items():
             self._faults[name].set(**dataclasses.asdict(attributes))
 
 
 @contextlib.contextmanager
-def _faults(device: Device, args: argparse.Namespace) -> Iterator[_Strikes]:
-    """Faults to arm; afterwards they are as they were."""
-    strikes = _Strikes(device, args)
+def _faults(device: Device, path: str, args: argparse.Namespace) -> Iterator[_Strikes]:
+    """Faults to arm, off before and afterwards. Busy: one is on already, or another run's; nothing has changed."""
+    with _claimed(path, [name for name, _ in args.fault]):
+        strikes = _Strikes(device, args)
+        try:
+            yield strikes
+        finally:
+            strikes.put_back()
+
+
+@contextlib.contextmanager
+def _claimed(path: str, names: list[str]) -> Iterator[None]:
+    """No other run has them meanwhile, though they may be off: before --fault-after, or past their times.
+
+    By a lock a fault, on a byte of the device's file: the kernel drops it with a run that is killed.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        yield strikes
+        for name in names:
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, faults.NAMES.index(name), 1, 0)
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+            except BlockingIOError:
+                raise Busy(f"--fault {name}: another run has it on this device, and turns it off at its end") from None
+        yield
     finally:
-        strikes.put_back()
+        os.close(fd)
 
 
 class _Begin:

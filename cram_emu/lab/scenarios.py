@@ -6,17 +6,29 @@ theirs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import select
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 from cram_emu.errors import InvalidArgument, NotSupported
+from cram_emu.lab.signals import signals_held, unwound_by_signals
+from cram_emu.sysfs import mountpoint
 
 SKIPPED = 77
 _TIME_LIMIT_S = 300
+#: For its own cleaning up.
+_GRACE_S = 10
+# What a pipe holds at most.
+_PIPE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +86,99 @@ def chosen(names: list[str], directory: Path | None = None) -> list[Scenario]:
     return [known[name] for name in names] if names else list(known.values())
 
 
-def run(scenario: Scenario, time_limit_s: float = _TIME_LIMIT_S) -> Result:
-    """Runs one to its end; one that takes too long is ended as by Ctrl-C, and cleans up."""
+def run(scenario: Scenario, time_limit_s: float = _TIME_LIMIT_S, grace_s: float = _GRACE_S) -> Result:
+    """Runs one to its end; one that takes too long is ended as by Ctrl-C, with all that it has started, and cleans up.
+
+    What has not ended after a grace period is killed, and its machines are taken away. Main thread only.
+    """
     start = time.monotonic()
-    with subprocess.Popen(
+    process, output, in_time = None, bytearray(), False
+    with unwound_by_signals(), _directory() as own:
+        try:
+            # The race: Ctrl-C while it starts would leave it running.
+            with signals_held():
+                process = _start(scenario, own)
+            in_time = _follow(process, output, time_limit_s)
+        finally:
+            if process is not None:
+                _end(process, output, grace_s)
+    said = output.decode(errors="replace")
+    if not in_time:
+        said += f"\nit took longer than {time_limit_s:g} s"
+    return Result(scenario, process.returncode, said, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """Where it makes its machines. What a killed one has left of them goes."""
+    own = Path(tempfile.mkdtemp(prefix="cram-emu-scenario-"))
+    try:
+        yield own
+    finally:
+        with signals_held():
+            # The race: a mount that was under way comes between, and keeps its directory; there is one at most.
+            for _ in range(2):
+                for where in mountpoint.below(own):
+                    mountpoint.detach(where)
+                for where in own.glob("*"):
+                    Path(f"/dev/shm/{where.name}.device").unlink(missing_ok=True)
+                shutil.rmtree(own, ignore_errors=True)
+                if not own.exists():
+                    break
+
+
+def _start(scenario: Scenario, own: Path) -> subprocess.Popen:
+    """In a session of its own: it is ended with all that it has started, and the terminal's Ctrl-C comes to us."""
+    return subprocess.Popen(
         [scenario.path],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=time_limit_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate()
-            output += f"\nit took longer than {time_limit_s:g} s"
-        except BaseException:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
-    return Result(scenario, process.returncode, output, time.monotonic() - start)
+        env={**os.environ, "TMPDIR": str(own)},
+        start_new_session=True,
+    )
+
+
+def _follow(process: subprocess.Popen, output: bytearray, seconds: float) -> bool:
+    """Gathers what it says until it has ended, whoever else may still write there. False: it has not, within that time.
+
+    It is not reaped: while it is a zombie its group's number is nobody else's.
+    """
+    deadline = time.monotonic() + seconds
+    said, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(said, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll(max(0, deadline - time.monotonic()) * 1000)]
+            if said in ready:
+                chunk = os.read(said, _PIPE)
+                output += chunk
+                if not chunk:
+                    poll.unregister(said)
+            # All that it said before its end has been read.
+            if ended in ready:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+    finally:
+        os.close(ended)
+
+
+def _end(process: subprocess.Popen, output: bytearray, grace_s: float) -> None:
+    """Ends it and all that it has started as Ctrl-C would, unless it has ended, and kills what is left.
+
+    That after a grace period, or at once where the user interrupts again.
+    """
+    try:
+        if not _follow(process, output, 0):
+            os.killpg(process.pid, signal.SIGTERM)
+            _follow(process, output, grace_s)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def junit(results: list[Result]) -> str:

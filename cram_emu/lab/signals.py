@@ -31,12 +31,13 @@ def signals_held() -> Iterator[None]:
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP leave the block as SystemExit (128 + signal), as SIGINT leaves it anyway:
-    contexts end and put things back. Main thread only."""
+    contexts end and put things back. Where they are ignored (nohup) they stay so. Main thread only."""
 
     def leave(number: int, _frame) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in taken}
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def told(mountpoint: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class Tree:
-    """The machine that is mounted at a directory. InvalidArgument: there is none."""
+    """The machine that is mounted at a directory. DeviceIOError: there is none."""
 
     def __init__(self, mountpoint: str | os.PathLike[str]):
         self._root = Path(mountpoint)
@@ -46,7 +46,7 @@ class Tree:
                 # The kernel may remember what a killed server said of a path, but never a listing.
                 os.listdir(self._root / DEVICES)
             except (FileNotFoundError, NotADirectoryError):
-                raise InvalidArgument(f"{mountpoint}: no machine is mounted there") from None
+                raise DeviceIOError(f"{mountpoint}: no machine is mounted there") from None
 
     def path(self, path: str) -> Path:
         return self._root / path

@@ -147,8 +147,12 @@ class Operations:
     @_edge
     def open(self, path: str, flags: int) -> int:
         entry = self._find(path)
+        file = entry.open(flags)
+        # libfuse3 leaves O_TRUNC to open(); libfuse2 has the kernel call truncate() first, and it is not in the flags.
+        if flags & os.O_TRUNC:
+            entry.truncate()
         handle = next(self._handles)
-        self._files[handle] = entry, entry.open(flags)
+        self._files[handle] = entry, file
         return handle
 
     @_edge
@@ -161,8 +165,9 @@ class Operations:
 
     @_edge
     def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
-        entry = self._files[fh][0] if path is None else self._find(path)
-        entry.truncate()
+        # Without a path it is ftruncate(2), which changes no file of the kernel's; of which, mfusepy does not tell.
+        if path is not None:
+            self._find(path).truncate()
         return 0
 
     @_edge

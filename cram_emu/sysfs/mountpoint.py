@@ -7,9 +7,10 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from cram_emu.errors import Busy, DeviceIOError, InvalidArgument, NotPermitted, NotSupported
+from cram_emu.errors import Busy, DeviceIOError, NotPermitted, NotSupported
 
 _FUSE = Path("/dev/fuse")
 _MNT_DETACH = 2
@@ -28,16 +29,16 @@ def require() -> None:
 def prepare(path: str | os.PathLike[str]) -> Path:
     """The absolute path of an empty directory to mount on; a dead mount that lies on it is taken away.
 
-    InvalidArgument, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
+    DeviceIOError, Busy, NotPermitted, NotSupported: it cannot be, and nothing has changed.
     """
     require()
     where = Path(os.path.abspath(path))
     try:
         names = os.listdir(where)
     except FileNotFoundError:
-        raise InvalidArgument(f"{where}: no such directory") from None
+        raise DeviceIOError(f"{where}: no such directory") from None
     except NotADirectoryError:
-        raise InvalidArgument(f"{where}: not a directory") from None
+        raise DeviceIOError(f"{where}: not a directory") from None
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             raise NotPermitted(f"{where}: {error.strerror}") from None
@@ -70,14 +71,22 @@ def _fusermount() -> str | None:
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 
+def below(directory: Path) -> list[Path]:
+    """What is mounted below a directory, the latest first."""
+    resolved = Path(os.path.realpath(directory))
+    return [where for where, _ in reversed([*_mounts()]) if resolved in where.parents]
+
+
 def _mounted(where: Path) -> str | None:
-    """The type of the file system that is mounted on a directory, from proc(5)'s mountinfo."""
+    """The type of the file system that is mounted on a directory."""
     # realpath would follow a link on the way; the kernel's table holds resolved paths.
-    resolved = os.path.realpath(where)
-    kind = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = fields.split()[4].encode().decode("unicode_escape")
-        if point == resolved:
-            kind = rest.split()[0]
-    return kind
+    resolved = Path(os.path.realpath(where))
+    return next((kind for point, kind in reversed([*_mounts()]) if point == resolved), None)
+
+
+def _mounts() -> Iterator[tuple[Path, str]]:
+    """All mount points with their types, as proc(5)'s mountinfo has them."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields, _, rest = line.partition(b" - ")
+        point = fields.split()[4].decode("unicode_escape").encode("latin-1")
+        yield Path(os.fsdecode(point)), rest.split()[0].decode()

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cram_emu.errors import CramError, DeviceIOError, InvalidArgument, NotPermitted
+from cram_emu.errors import CramError, DeviceIOError, NotPermitted
 
 TOPS = ("sys", "dev", "proc")
 
@@ -305,9 +305,9 @@ def enter(mountpoint: str | os.PathLike) -> None:
     A process that may not mount does so in a user namespace, where it keeps its user and group;
     capabilities there end when it executes a program. There is no way back.
 
-    InvalidArgument: there is no tree at mountpoint; nothing has changed. NotPermitted: the host
-    permits no namespace. DeviceIOError: the kernel refused a step. After these two the process may
-    be in a namespace half made, and should end.
+    DeviceIOError: there is no tree at mountpoint, or the kernel refused a step. NotPermitted: the
+    host permits no namespace. Of all but the first the process may be left in a namespace half
+    made, and should end.
     """
     tree = _checked(mountpoint)
     where = _working_directory()
@@ -333,11 +333,11 @@ def _checked(mountpoint: str | os.PathLike) -> str:
         found = (tree / MARK).is_dir() and (tree / "dev").is_dir()
         own = found and (tree / "sys").samefile("/sys")
     except OSError as error:
-        raise InvalidArgument(f"{mountpoint}: {_remedy(error, mountpoint)}") from error
+        raise DeviceIOError(f"{mountpoint}: {_remedy(error, mountpoint)}") from error
     if not found:
-        raise InvalidArgument(f"{mountpoint}: no machine is mounted here (no {MARK} or dev in it)")
+        raise DeviceIOError(f"{mountpoint}: no machine is mounted here (no {MARK} or dev in it)")
     if own:
-        raise InvalidArgument(f"{mountpoint}: its sys is this system's own /sys")
+        raise DeviceIOError(f"{mountpoint}: its sys is this system's own /sys")
     return str(tree)
 
 
@@ -360,7 +360,7 @@ def _plan_steadily(tree: str) -> list[Step]:
 def _refuse_new_names_in_proc(steps: Sequence[Step], tree: str) -> None:
     for step in steps:
         if isinstance(step, Cover) and (step.path + "/").startswith("/proc/"):
-            raise InvalidArgument(
+            raise DeviceIOError(
                 f"{tree}: this kernel's {step.path} lacks a file of the tree, and cannot take one"
             )
 

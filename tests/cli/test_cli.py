@@ -10,7 +10,7 @@ import pytest
 
 import cram_emu
 from cram_emu import CramError, cli
-from cram_emu.errors import AccessDenied, InvalidArgument, NotPermitted, NotSupported
+from cram_emu.errors import AccessDenied, Busy, DeviceMissing, InvalidArgument, NotPermitted, NotSupported
 
 
 COMMAND = (sys.executable, "-c", "import sys; from cram_emu.cli import main; sys.exit(main())")
@@ -100,14 +100,17 @@ class TestExitCodes:
         assert cli.main(["try", "--size", "7"]) == 7
 
     def test_error(self, subcommand, capsys: pytest.CaptureFixture):
-        """An error of the package is one line and 1."""
-        subcommand(raiser(InvalidArgument("sector is 65, not a power of two")))
+        """An error of the package is one line and 1; one of what was asked for is 2, as bad usage is."""
+        subcommand(raiser(Busy("vmtest: in use by process 7")))
         assert cli.main(["try"]) == cli.FAILED
+        assert capsys.readouterr() == ("", "cram-emu: vmtest: in use by process 7\n")
+        subcommand(raiser(InvalidArgument("sector is 65, not a power of two")))
+        assert cli.main(["try"]) == cli.USAGE
         assert capsys.readouterr() == ("", "cram-emu: sector is 65, not a power of two\n")
 
     def test_unprintable(self, subcommand, capsys: pytest.CaptureFixture):
         """What a name holds breaks no line, and does nothing to the terminal."""
-        subcommand(raiser(InvalidArgument("a\nb\x1b[31m: é, no such device")))
+        subcommand(raiser(DeviceMissing("a\nb\x1b[31m: é, no such device")))
         assert cli.main(["try"]) == cli.FAILED
         assert capsys.readouterr().err == "cram-emu: a\\nb\\x1b[31m: é, no such device\n"
         with pytest.raises(SystemExit):

@@ -87,9 +87,9 @@ class TestUsage:
             (("nonsense",), 2, "'nonsense'"),
             (("race", "--size", "lots"), 2, "lots"),
             (("race", "--seed", "x"), 2, "'x'"),
-            (("race", "--size", "1M"), 1, "1048576"),
-            (("charging", "--size", "1000"), 1, "1000"),
-            (("race", "--plot", "race.gif"), 1, "race.gif"),
+            (("race", "--size", "1M"), 2, "1048576"),
+            (("charging", "--size", "1000"), 2, "1000"),
+            (("race", "--plot", "race.gif"), 2, "race.gif"),
             (("race", "--plot", "/nonexistent/race.png"), 1, "/nonexistent/race.png"),
         ),
     )

@@ -86,7 +86,7 @@ class TestFault:
     def test_words_refused(self, fault, device, word, named):
         before = device.faults["late_irq"].attributes
         code, out, err = fault("late_irq", word)
-        assert (code, out) == (1, "") and named in err
+        assert (code, out) == (2, "") and named in err
         assert device.faults["late_irq"].attributes == before
 
     def test_strikes_and_off(self, fault, device):
@@ -99,6 +99,16 @@ class TestFault:
         }  # fmt: skip
         device.write(PAGE, noise(1))
         assert device.stats.dropped_writes == 1
+
+    def test_no_amount(self, fault, device):
+        """A fault that would do nothing, for want of a value, is not armed; whose value was set before, is."""
+        late = device.faults["late_irq"]
+        told = "cram-emu: late_irq: does nothing without value=N, in ms\n"
+        assert fault("late_irq", "probability=100") == (2, "", told)
+        assert late.attributes == Attributes()
+        assert fault("late_irq", "value=50")[0] == fault("late_irq", "probability=100")[0] == 0
+        assert fault("late_irq", "value=0") == (2, "", told)
+        assert late.attributes == Attributes(probability=100, value=50)
 
     @pytest.mark.parametrize("name", ["removal", "reset", "power_cycle"])
     def test_now(self, fault, device, name):
@@ -129,7 +139,7 @@ class TestFault:
     )
     def test_refused(self, fault, device, words, told):
         code, out, err = fault(*words)
-        assert (code, out) == (1, "") and err.startswith(f"cram-emu: {told}")
+        assert (code, out) == (2, "") and err.startswith(f"cram-emu: {told}")
         assert device.faults["store"].attributes == Attributes()
 
     def test_needs_a_device(self, capsys):
@@ -186,14 +196,44 @@ class TestRun:
         assert "--seed with --delivery monitor" in capsys.readouterr().err
 
     def test_put_back(self, tmp_path):
-        """A joined device is afterwards as it was."""
+        """A joined device's faults are afterwards as they were: off."""
         path = tmp_path / "device"
         with Device("64M", "64M", path=path) as device:
-            device.faults["ratio"].set(probability=3, times=9)
+            device.faults["ratio"].set(probability=3, times=0, seed=5)
             before = device.faults["ratio"].attributes
             done, _ = self.run(tmp_path, "--device", str(path), "--fault", "ratio:times=1")
             assert done.returncode == 0
             assert device.faults["ratio"].attributes == before
+
+    def test_on_already(self, tmp_path, capfd):
+        """What somebody has turned on stays as it is, and no program starts; who turns it off is told how."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            device.faults["ratio"].set(probability=3, times=9)
+            before = [fault.attributes for fault in device.faults.values()]
+            words = ("--device", str(path), "--fault", "trim", "--fault", "ratio:times=1")
+            assert main(["run", *words, "--", "echo", "started"]) == 1
+            assert [fault.attributes for fault in device.faults.values()] == before
+            told = f"--fault ratio: on already, on this device; `cram-emu fault --device {path} ratio off` turns it off"
+            assert capfd.readouterr() == ("", f"cram-emu: {told}\n")
+            assert main(["fault", "--device", str(path), "ratio", "off"]) == 0
+            assert self.run(tmp_path, *words)[0].returncode == 0
+
+    def test_overlapping(self, tmp_path, capfd):
+        """Two runs cannot have one fault, though it is off yet: the first one's end would turn off the other's."""
+        path = tmp_path / "device"
+        with Device("64M", "64M", path=path) as device:
+            words = ("--device", str(path), "--fault", "ratio")
+            command = [COMMAND, "run", *words, "--fault-after", "9999s", "--", "sh", "-c", "echo ready; read word"]
+            pipe = subprocess.PIPE
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as first:
+                assert first.stdout.readline() == "ready\n"
+                assert main(["run", *words, "--", "echo", "started"]) == 1
+                first.stdin.close()
+            told = "--fault ratio: another run has it on this device, and turns it off at its end"
+            assert capfd.readouterr() == ("", f"cram-emu: {told}\n")
+            assert self.run(tmp_path, *words)[1]["injected"]["ratio"] > 0
+            assert device.faults["ratio"].attributes == Attributes()
 
     def test_task_filter(self, tmp_path):
         """The programs of a run that asks for it are struck, those that they start too; of one that does not, none."""

@@ -68,13 +68,13 @@ class TestCreate:
 
     @pytest.mark.parametrize("name", ["", "a/b", "../x", ".x", "a b", "x" * 101])
     def test_no_name(self, name: str):
-        assert f"{name!r}: a name has letters" in error(run("create", name))
+        assert f"{name!r}: a name has letters" in error(run("create", name), 2)
         with pytest.raises(InvalidArgument):
             named.remove(name)
 
     def test_sizes(self):
         """A size that cannot be leaves no device behind."""
-        assert "real capacity 134217728" in error(run("create", NAME, "--advertised", "64M", "--real", "128M"))
+        assert "real capacity 134217728" in error(run("create", NAME, "--advertised", "64M", "--real", "128M"), 2)
         assert listed() is None
 
     def test_mounted_by_name(self, path: Path, start, where: Path):

@@ -1,11 +1,18 @@
 """`cram-emu scenarios`, and every scenario of scripts/faults."""
 
+import contextlib
 import json
+import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psutil
 import pytest
+from support import wait_until
 
 from cram_emu.cli import main
 from cram_emu.errors import InvalidArgument, NotSupported
@@ -41,6 +48,50 @@ def own(tmp_path: Path, monkeypatch):
     every = scenarios.scenarios
     monkeypatch.setattr(scenarios, "scenarios", lambda directory=None: every(tmp_path / "scenarios"))
     return make
+
+
+class Waiting:
+    """A FIFO that a scenario waits for, and for ever: nobody writes to it."""
+
+    def __init__(self, fifo: Path):
+        self.fifo = fifo
+        os.mkfifo(fifo)
+
+    @contextlib.contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """When somebody waits, this process has a Ctrl-C. Else, at the end of the context, none."""
+        over = threading.Event()
+
+        def interrupt() -> None:
+            writer = os.open(self.fifo, os.O_WRONLY)
+            if not over.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+            over.wait()
+            os.close(writer)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            os.close(os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK))
+            thread.join()
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Waiting:
+    return Waiting(tmp_path / "fifo")
+
+
+def members(group: int) -> list[int]:
+    """Who is of a process group, and has not ended."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 COMMON = Path(__file__).parents[2] / "scripts" / "faults" / "common.sh"
@@ -81,7 +132,7 @@ class TestCommand:
 
     def test_unknown(self, own, capsys):
         own("good", "")
-        assert main(["scenarios", "bad"]) == 1
+        assert main(["scenarios", "bad"]) == 2
         assert capsys.readouterr().err == "cram-emu: no scenario 'bad'; there are good\n"
 
     def test_nowhere_to_write(self, own, capsys, tmp_path):
@@ -91,12 +142,38 @@ class TestCommand:
         assert capsys.readouterr() == ("", f"cram-emu: {tmp_path}/nowhere/junit.xml: No such file or directory\n")
         assert not (tmp_path / "ran").exists()
 
-    def test_too_long(self, own):
-        """One that hangs is ended, and what it has mounted goes."""
-        own("endless", "trap 'echo cleaned; exit 143' TERM; while :; do read -t 0.05 <> <(:) || :; done")
+    def test_too_long(self, own, waiting):
+        """One that waits for ever is ended with what it waits for, and cleans up."""
+        own("endless", f"trap 'echo cleaned; exit 143' TERM; cat {waiting.fifo}")
         result = scenarios.run(*scenarios.chosen([]), time_limit_s=0.5)
         assert (result.outcome, result.code) == ("failed", 143)
-        assert result.output == "cleaned\n\nit took longer than 0.5 s"
+        assert result.output.endswith("cleaned\n\nit took longer than 0.5 s")
+
+    def test_talks_too_long(self, own):
+        """Neither does one that never stops talking outlast its time."""
+        own("talker", "while :; do echo more; done")
+        result = scenarios.run(*scenarios.chosen([]), time_limit_s=0.2)
+        assert result.output.endswith("\nit took longer than 0.2 s")
+
+    def test_interrupted(self, own, waiting, tmp_path):
+        """Ctrl-C, of which the terminal tells cram-emu alone, ends it as well, and it cleans up."""
+        own("endless", f"trap 'touch {tmp_path}/cleaned; exit 130' TERM; cat {waiting.fifo}")
+        with pytest.raises(KeyboardInterrupt), waiting.interrupted():
+            scenarios.run(*scenarios.chosen([]))
+        assert (tmp_path / "cleaned").exists()
+
+    def test_killed(self, own, waiting, tmp_path):
+        """One that does not end is killed with what it waits for, and its machine goes."""
+        deaf = "trap() { builtin trap '' TERM; }"
+        own("deaf", f"source {COMMON}; {deaf}; machine 1M 1M 4096; echo $where $$ >{tmp_path}/at; cat {waiting.fifo}")
+        with pytest.raises(KeyboardInterrupt), waiting.interrupted():
+            result = scenarios.run(*scenarios.chosen([]), grace_s=0)
+            if result.outcome == "skipped":
+                pytest.skip(result.reason)
+        where, group = (tmp_path / "at").read_text().split()
+        assert where not in Path("/proc/self/mounts").read_text() and not Path(where).parent.exists()
+        assert not [*Path("/dev/shm").glob(f"{Path(where).name}*")]
+        wait_until(lambda: not members(int(group)), "nobody of it is left")
 
     @pytest.mark.parametrize(
         ("end", "code"), (("kill $$", 143), ("exit 3", 3), ("false", 1), ("expect 1 -eq 2 ones", 1), ("true", 0))

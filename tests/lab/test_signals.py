@@ -42,3 +42,13 @@ class TestUnwound:
             signal.raise_signal(number)
         assert raised.value.code == 128 + number
         assert signal.getsignal(number) is before
+
+    def test_ignored(self):
+        """Under nohup it goes on."""
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with unwound_by_signals():
+                signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)

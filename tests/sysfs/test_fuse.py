@@ -20,6 +20,7 @@ NODE = "sys/devices/system/node/node1"
 REGISTERS = "sys/kernel/debug/cram_device"
 POISON = "sys/kernel/debug/cxl/mem0"
 PIPE = "sys/kernel/tracing/trace_pipe"
+TRACE = "sys/kernel/tracing/trace"
 
 
 def raises(number: int):
@@ -137,6 +138,24 @@ class TestDevices:
                 server.write(f"{REGISTERS}/remove", "mem1")
 
 
+class TestTrace:
+    def test_emptied(self, server: Server):
+        """By an open with O_TRUNC, a shell's or Python's; its twins, an append and ftruncate, leave it."""
+        trace = server.path(TRACE)
+
+        def held_after(*command: str) -> bool:
+            server.write(f"{POISON}/inject_poison", "0")
+            subprocess.run([*command, trace], check=True)
+            return "cxl_poison" in trace.read_text()
+
+        assert held_after("sh", "-c", 'echo x >>"$0"')
+        assert held_after("truncate", "--size=0")
+        assert not held_after("sh", "-c", ': >"$0"')
+        server.write(f"{POISON}/inject_poison", "0")
+        open(trace, "w").close()
+        assert "cxl_poison" not in trace.read_text()
+
+
 class TestPipe:
     def test_waits_and_holds_nobody_up(self, server: Server):
         with subprocess.Popen(["cat", server.path(PIPE)], stdout=subprocess.PIPE) as cat:
@@ -237,7 +256,7 @@ class TestInterrupts:
             assert (device.stats.lthresh, device.stats.hthresh) == (crossings, crossings)
 
         def lines() -> int:
-            return server.read("sys/kernel/tracing/trace").count(" cxl_memory_module: ")
+            return server.read(TRACE).count(" cxl_memory_module: ")
 
         wait_until(lambda: lines() == 2 * crossings, "every interrupt is in the trace")
 
