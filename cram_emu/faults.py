@@ -181,7 +181,7 @@ def file_name(attribute: str) -> str:
 
 
 def parse_attribute(name: str, text: str) -> float | int | str:
-    """What an attribute's text says; space takes "64M" too, task-filter Y and N. InvalidArgument."""
+    """What an attribute's text says; space and value take "64M" too, task-filter Y and N. InvalidArgument."""
     if name not in map(file_name, ATTRIBUTES):
         raise InvalidArgument(f"no attribute {name!r}; there are {', '.join(map(file_name, ATTRIBUTES))}")
     if name == "distribution":
@@ -192,7 +192,7 @@ def parse_attribute(name: str, text: str) -> float | int | str:
         return _BOOLEANS[text.upper()]
     try:
         # The last of 0xF is no unit.
-        if name == "space" and text[-1:].isalpha() and not text.lower().startswith("0x"):
+        if name in ("space", "value") and text[-1:].isalpha() and not text.lower().startswith("0x"):
             return parse_size(text)
         return float(text) if name == "probability" else int(text, 0)
     except ValueError:

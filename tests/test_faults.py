@@ -612,6 +612,7 @@ class TestParse:
     def test_words(self):
         assert parse("poison") == ("poison", {"probability": 100.0})
         assert parse("poison:probability=0.01,times=0x10") == ("poison", {"probability": 0.01, "times": 16})
+        assert parse("poison:value=1M,space=2K") == ("poison", {"probability": 100.0, "value": 1 << 20, "space": 2048})
         assert parse("ratio:distribution=pareto,task-filter=Y") == (
             "ratio", {"probability": 100.0, "distribution": "pareto", "task_filter": True}
         )  # fmt: skip
@@ -619,7 +620,7 @@ class TestParse:
     def test_no_amount(self):
         """Of a fault that is off, or whose 0 means something, no value is asked for."""
         off = ("late_irq:probability=0", "capacity:times=0")
-        for text in (*off, "ratio", "stale", "saturated", "lie", "capacity:value=1"):
+        for text in (*off, "ratio", "stale", "saturated", "lie_ratio", "capacity:value=1"):
             assert parse(text)[0] == text.partition(":")[0]
 
     def test_sizes(self):
