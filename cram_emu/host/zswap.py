@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, ffi, lib, own, set_field
@@ -227,19 +228,21 @@ class Zswap:
         self._memories: weakref.WeakSet[ManagedMemory] = weakref.WeakSet()
         self._groups: list[Memcg] = [Memcg(self, 0, None, "")]
         self._nodes: list[Node] = []
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
         self._reclaimer = Reclaimer(self)
+        self._reclaimer.start()
         try:
             for device in nodes:
                 self.add_node(device)
         except BaseException:
             self.close()
             raise
-        self._reclaimer.start()
 
     # -- lifetime
 
     def close(self) -> None:
-        """Closes the memories, lets the nodes go, and ends the thread. Closing twice is fine.
+        """Closes the memories, lets the nodes go, tells their drivers of all pages, and ends the thread. Closing twice is fine.
 
         BufferError, and it stays open, while a buffer of a memory is alive.
         """
@@ -251,11 +254,11 @@ class Zswap:
                 memory.close()
         if self._closed:
             return
-        self._reclaimer.stop()
-        for node in list(self._nodes):
-            # In a child of fork they are the parent's.
-            with suppress(ForkedDevice):
+        # In a child of fork they are the parent's.
+        with suppress(ForkedDevice):
+            for node in self.nodes:
                 self.remove_node(node)
+        self._reclaimer.stop()
         check(lib.cram_zswap_close(self._handle))
         self._closed = True
 
@@ -294,31 +297,54 @@ class Zswap:
         return tuple(self._nodes)
 
     def add_node(self, device: Device, driver: Driver | None = None) -> Node:
-        """Takes a device in; it cannot be closed until the node is removed. Busy: it is a node already.
+        """Takes a device in, once its driver has answered; it cannot be closed until the node is removed. Busy: it is a node
+        already.
 
-        NoAnswer: its registers are silent. After an error nothing has changed.
+        NoAnswer: its registers are silent. After an error, or KeyboardInterrupt, nothing has changed.
         """
         driver = Driver() if driver is None else driver
         driver.check()
         node = Node(self, device, driver)
-        node.join()
-        # A new list, always: other threads go through the old one, and sort() empties a list while it works.
-        self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
-        self._subscribe()
-        node.query()
-        node.refill()
+        with self._changing():
+            node.join()
+            # A new list, always: other threads go through the old one, and sort() empties a list while it works.
+            self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
+            self._subscribe()
+        try:
+            self._reclaimer.do(node.ask)
+        except BaseException:
+            self._let_go(node)
+            raise
         return node
 
     def remove_node(self, node: Node) -> None:
-        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing.
+        """Moves its pages off, lets the device go, and returns when its driver has been told of all of them.
 
-        InvalidArgument: it is not one of this manager's nodes.
+        In a callback, of all but those of the call that it is in. NoSpace: there is no room for them; the node stays, and takes
+        nothing. InvalidArgument: it is not one of this manager's nodes.
         """
-        if node not in self._nodes:
-            raise InvalidArgument(f"{node!r}: not a node of this manager")
-        node.leave()
-        self._nodes = [other for other in self._nodes if other is not node]
-        self._subscribe()
+        self._let_go(node)
+        self._reclaimer.do(self._reclaimer.tell)
+
+    def _let_go(self, node: Node) -> None:
+        with self._changing():
+            if node not in self._nodes:
+                raise InvalidArgument(f"{node!r}: not a node of this manager")
+            node.leave()
+            # What is queued is for this node, while no other has its number.
+            while self._reclaimer.take():
+                pass
+            self._nodes = [other for other in self._nodes if other is not node]
+            self._subscribe()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One thread changes the nodes at a time."""
+        # In a child of fork the lock may be held by a thread that is not there.
+        if os.getpid() != self._pid:
+            raise ForkedDevice("the manager is that of the process that made it")
+        with self._lock:
+            yield
 
     def _subscribe(self) -> None:
         kinds = 0

@@ -17,10 +17,9 @@ from support import wait_until
 from test_stateful import deliveries
 
 from cram_emu import Device, PoisonError
-from cram_emu._core import ffi
 from cram_emu.errors import NoMemory, NoSpace
 from cram_emu.host import Driver, ManagedMemory, Zswap
-from cram_emu.host.reclaim import reclaim, shrink, tell
+from cram_emu.host.reclaim import reclaim, shrink
 
 PAGES = 24
 #: The lower half of a device is for nodes, and has room for both memories; somebody else writes to the upper.
@@ -76,7 +75,6 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         self.manager._reclaimer.stop()
         for dev in self.devices[:nodes]:
             self.manager.add_node(dev)
-        self.notes = ffi.new("struct cram_zswap_note[]", 64)
         self.groups = [self.manager.memcg(), self.manager.memcg(self.manager.memcg())]
         self.scratch = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
         self.memories = [self.open_memory(number) for number in range(2)]
@@ -232,7 +230,7 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
     def background(self):
         reclaim(self.manager)
         shrink(self.manager)
-        tell(self.manager, self.notes)
+        self.manager._reclaimer.tell()
 
     @rule(name=st.sampled_from(sorted(CHANGES)), choice=st.integers(0, 3))
     def set(self, name: str, choice: int):
