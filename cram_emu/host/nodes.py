@@ -86,9 +86,13 @@ class Driver:
 
     def check(self) -> None:
         """InvalidArgument, naming the value."""
-        if not 0 <= self.trim_buffer <= 4096:
+        for name in ("safe", "page_allocated", "page_freed", "promoted", "interrupt"):
+            callback = getattr(self, name)
+            if not callable(callback) and (callback is not None or name == "safe"):
+                raise InvalidArgument(f"{name} {callback!r}: not a function")
+        if not isinstance(self.trim_buffer, int) or not 0 <= self.trim_buffer <= 4096:
             raise InvalidArgument(f"trim_buffer {self.trim_buffer!r}: not from 0 to 4096 pages")
-        if not 0 < self.flush_interval <= 3600:
+        if not isinstance(self.flush_interval, int | float) or not 0 < self.flush_interval <= 3600:
             raise InvalidArgument(f"flush_interval {self.flush_interval!r}: not from 0 to 3600 seconds")
 
 

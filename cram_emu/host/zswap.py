@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from cram_emu._core import check, choose, ffi, lib, own, set_field
+from cram_emu._core import check, choose, expect, ffi, lib, own, set_field
 from cram_emu.device import Device
 from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
 from cram_emu.host.memcg import Memcg, check_name, limit_of
@@ -143,11 +143,10 @@ class _Setting:
         """InvalidArgument, naming it, for what it cannot be."""
         if self._choices is not None:
             return choose(self._name, value, self._choices)
-        if isinstance(value, str):
-            value = parse_size(value)
-        if not isinstance(value, int) or not 0 <= value < 2**64:
+        number = parse_size(value, self._name) if isinstance(value, str) else value
+        if not isinstance(number, int) or not 0 <= number < 2**64:
             raise InvalidArgument(f"{self._name} {value!r}: not a number that this can be")
-        return int(value)
+        return int(number)
 
 
 class Zswap:
@@ -189,14 +188,18 @@ class Zswap:
         shared: bool = False,
     ):
         self._closed = True
-        if not isinstance(query_interval, int | float) or not 0 <= query_interval <= 3600:
-            raise InvalidArgument(f"query_interval {query_interval!r}: not from 0 to 3600 seconds")
+        if not isinstance(nodes, Iterable):
+            raise InvalidArgument(f"nodes {nodes!r}: not several devices")
+        nodes = list(nodes)
+        for device in nodes:
+            expect("nodes", device, Device)
+        self.query_interval = query_interval
         settings = {
             "enabled": enabled,
             "max_pool_percent": max_pool_percent,
             "accept_threshold_percent": accept_threshold_percent,
             "shrinker_enabled": shrinker_enabled,
-            "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if ram is None else parse_size(ram),
+            "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if ram is None else ram,
             "direct_limit": direct_limit,
             "max_direct_percent": max_direct_percent,
             "charging": charging,
@@ -207,10 +210,9 @@ class Zswap:
             params.settings[setting._number] = setting.number(value)
         set_field(params, "chain", chain)
         params.shared = bool(shared)
-        if compressor not in COMPRESSORS:
-            raise InvalidArgument(f"compressor {compressor!r}: not one of {', '.join(COMPRESSORS)}")
-        params.codec, params.level = COMPRESSORS[compressor]
-        set_field(params, "swap_size", parse_size(settings["ram"] if swap is None else swap) & -PAGE)
+        params.codec, params.level = choose("compressor", compressor, COMPRESSORS)
+        size = params.settings[lib.CRAM_ZSWAP_RAM] if swap is None else parse_size(swap, "swap")
+        set_field(params, "swap_size", size & -PAGE)
         params.swap_fd = _swap_file() if params.swap_size else -1
         handle = ffi.new("cram_zswap **")
         try:
@@ -223,8 +225,7 @@ class Zswap:
         self._owner = own(self._handle, "cram_zswap_free")
         self._closed = False
         self._forgotten = False
-        self.compressor = compressor
-        self.query_interval = query_interval
+        self._compressor = compressor
         self._memories: weakref.WeakSet[ManagedMemory] = weakref.WeakSet()
         self._groups: list[Memcg] = [Memcg(self, 0, None, "")]
         self._nodes: list[Node] = []
@@ -238,6 +239,24 @@ class Zswap:
         except BaseException:
             self.close()
             raise
+
+    # -- settings that are Python's
+
+    @property
+    def compressor(self) -> str:
+        """Of the pool; fixed when the manager was made."""
+        return self._compressor
+
+    @property
+    def query_interval(self) -> float:
+        """Seconds between two questions to a device."""
+        return self._query_interval
+
+    @query_interval.setter
+    def query_interval(self, value: float) -> None:
+        if not isinstance(value, int | float) or not 0 <= value <= 3600:
+            raise InvalidArgument(f"query_interval {value!r}: not from 0 to 3600 seconds")
+        self._query_interval = value
 
     # -- lifetime
 
@@ -302,7 +321,9 @@ class Zswap:
 
         NoAnswer: its registers are silent. After an error, or KeyboardInterrupt, nothing has changed.
         """
+        expect("device", device, Device)
         driver = Driver() if driver is None else driver
+        expect("driver", driver, Driver)
         driver.check()
         node = Node(self, device, driver)
         with self._changing():
@@ -378,10 +399,12 @@ class Zswap:
     ) -> Memcg:
         """A new memory cgroup below the parent, or the root. name: its directory's ("memcg" and its number)."""
         parent = self.root if parent is None else parent
+        expect("parent", parent, Memcg)
+        parent.check("parent", self)
         if name is not None:
             check_name(name, (group for group in self._groups if group.parent is parent))
         # Before there is a group: one cannot be taken away again.
-        limits = limit_of(max), limit_of(zswap_max)
+        limits = limit_of("max", max), limit_of("zswap_max", zswap_max)
         number = ffi.new("uint32_t *")
         check(lib.cram_memcg_create(self._handle, parent.number, number))
         check(lib.cram_memcg_set(self._handle, number[0], *limits, bool(zswap_writeback)))
