@@ -266,6 +266,41 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
             if victim not in self.dropped:
                 self.injected.add(victim)
 
+    def befall(self, which: int, what: str) -> None:
+        """Something befalls a device as a whole: our pages there are poison, and no other page is."""
+        dev = self.devices[which]
+        self.settle()
+        direct = ((number, page, self.memories[number].place(page * PAGE)) for number in range(2) for page in range(PAGES))
+        there = {
+            (number, page)
+            for number, page, place in direct
+            if place.where == "direct" and self.node_device(place.node) is dev
+        }
+        getattr(dev, what)()
+        self.injected |= there - self.dropped
+
+    @rule(which=st.integers(0, 2), what=st.sampled_from(["reset", "power_cycle"]))
+    def restart(self, which: int, what: str):
+        self.befall(which, what)
+
+    @rule(which=st.integers(0, 2), page=pages, tended=st.booleans())
+    def pull_out(self, which: int, page: int, tended: bool):
+        """A device goes for good, is missed for a while, and is replaced by a new one, which is no node yet."""
+        dev = self.devices[which]
+        dropped = dev.stats.dropped_writes
+        self.befall(which, "remove")
+        if tended:
+            self.background()
+        for number in range(2):
+            self.memories[number].reclaim(1000)
+            self.load(number, page)
+        for node in self.manager.nodes:
+            if node.device is dev:
+                self.manager.remove_node(node)
+        dev.close()
+        self.devices[which] = Device("1M", "1M", lthresh=None, hthresh=None)
+        self.others -= dropped
+
     @rule(which=st.integers(0, 2), driver=drivers)
     def add_node(self, which: int, driver: Driver):
         if all(node.device is not self.devices[which] for node in self.manager.nodes):
