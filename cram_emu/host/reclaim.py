@@ -15,7 +15,7 @@ from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
 
 from cram_emu._core import ffi, lib
-from cram_emu.errors import CramError
+from cram_emu.errors import CramError, NoMemory
 from cram_emu.host.nodes import report
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Reclaimer:
         self._untold: deque[tuple[Node, bool, array]] = deque()
 
     def start(self) -> None:
-        self._thread.start()
+        """NoMemory"""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise NoMemory(f"no thread for the manager: {error}") from None
 
     def stop(self) -> None:
         """Ends it, and returns when it has ended."""

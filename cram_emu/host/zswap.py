@@ -232,8 +232,8 @@ class Zswap:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._reclaimer = Reclaimer(self)
-        self._reclaimer.start()
         try:
+            self._reclaimer.start()
             for device in nodes:
                 self.add_node(device)
         except BaseException:
