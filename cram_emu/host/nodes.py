@@ -63,7 +63,8 @@ class Driver:
     query() and refill() of a node ask, in the caller's.
 
     Pages are numbers of device pages (DPA / 4096), in an array("Q"), or, with batched=False, one by one. A callback that
-    raises, or takes long, is reported and counted; no page is lost by it.
+    raises, or takes long, is reported and counted; no page is lost by it. It may change the manager's nodes, but not wait for another
+    thread that does.
     """
 
     #: safe(node, registers): may the node take pages, as far as its registers tell? Asked at most every query_interval.
