@@ -341,7 +341,7 @@ class Zswap:
     def remove_node(self, node: Node) -> None:
         """Moves its pages off, lets the device go, and returns when its driver has been told of all of them.
 
-        In a callback, of all but those of the call that it is in. NoSpace: there is no room for them; the node stays, and takes
+        In a callback, of all but the rest of the batch that it is in. NoSpace: there is no room for them; the node stays, and takes
         nothing. InvalidArgument: it is not one of this manager's nodes.
         """
         self._let_go(node)
