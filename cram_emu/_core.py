@@ -4,12 +4,13 @@ It holds no state and no policy.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from cram_emu._cram import ffi, lib
 from cram_emu._region import Handle
 from cram_emu.errors import BY_CODE_NAME, CramError, InvalidArgument
 
-__all__ = ["check", "choose", "ffi", "fields", "lib", "own", "set_field", "text"]
+__all__ = ["check", "choose", "expect", "ffi", "fields", "lib", "own", "set_field", "text"]
 
 
 def _errors() -> Iterator[tuple[int, type[CramError], str]]:
@@ -40,10 +41,15 @@ def fields(struct) -> dict[str, int]:
     return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).fields}
 
 
-def choose(what: str, value: str, choices: dict[str, int]) -> int:
+def choose(what: str, value: str, choices: dict[str, Any]) -> Any:
     if not isinstance(value, str) or value not in choices:
         raise InvalidArgument(f"{what} {value!r}: not one of {', '.join(choices)}")
     return choices[value]
+
+
+def expect(what: str, value, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"{what} {value!r}: not a {kind.__name__}")
 
 
 def set_field(struct, name: str, value: int) -> None:

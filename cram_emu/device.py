@@ -550,7 +550,7 @@ class Device:
         """Calls callback(Interrupt) in an ordinary thread, once for each interrupt from now on.
 
         None is coalesced away; a gap in the sequence numbers, with a warning, says that callbacks fell
-        more than 4096 events behind. An exception in a callback is reported, and the next is called.
+        more than 4096 events behind. What a callback raises is reported, and the next is called.
         Usable as a decorator.
         """
         self._check_open()
@@ -647,7 +647,7 @@ class _Interrupts:
         for callback in callbacks:
             try:
                 callback(event)
-            except Exception:
+            except BaseException:
                 threading.excepthook(
                     threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
                 )

@@ -411,7 +411,8 @@ class TestCallback:
             cross(dev)
             assert [i.sequence for i in collector.wait(2)] == [11, 12]
 
-    def test_raising(self, monkeypatch: pytest.MonkeyPatch):
+    @pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt])
+    def test_raising(self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]):
         """A callback that raises is reported, and neither the next one nor the next time is lost."""
         reported: list[threading.ExceptHookArgs] = []
         monkeypatch.setattr(threading, "excepthook", reported.append)
@@ -419,13 +420,13 @@ class TestCallback:
 
             @dev.on_interrupt
             def callback(interrupt: Interrupt) -> None:
-                raise LookupError(f"number {interrupt.sequence}")
+                raise error(f"number {interrupt.sequence}")
 
             collector = Collector(dev)
             cross(dev)
             assert [i.sequence for i in collector.wait(2)] == [1, 2]
         assert [str(args.exc_value) for args in reported] == ["number 1", "number 2"]
-        assert {args.exc_type for args in reported} == {LookupError}
+        assert {args.exc_type for args in reported} == {error}
 
     def test_storm(self):
         """In a storm each of thousands of interrupts is brought once, in sequence."""

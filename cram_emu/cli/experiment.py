@@ -10,8 +10,9 @@ import dataclasses
 import textwrap
 
 from cram_emu import format_size
-from cram_emu.cli import EXIT_CODES, OK
+from cram_emu.cli import EXIT_CODES, OK, USAGE, tell
 from cram_emu.cli.console import Console, add_json, check_writable, nonempty, seed, size
+from cram_emu.errors import InvalidArgument
 from cram_emu.lab import charging, plot, race
 
 DESCRIPTION = """\
@@ -46,11 +47,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """InvalidArgument, NotSupported, DeviceIOError before anything is measured."""
+    """NotSupported, DeviceIOError before anything is measured."""
+    make, size_name, measure = EXPERIMENTS[args.experiment]
+    sizes = {} if args.size is None else {size_name: args.size}
+    try:
+        plan = make(seed=args.seed, **sizes)
+        if args.plot is not None:
+            plot.check(args.plot)
+    except InvalidArgument as error:
+        return tell(str(error), USAGE)
     if args.plot is not None:
-        plot.check(args.plot)
         check_writable(args.plot)
-    EXPERIMENTS[args.experiment](args, Console(args.json))
+    measure(plan, args, Console(args.json))
     return OK
 
 
@@ -62,8 +70,7 @@ def _say(console: Console, text: str) -> None:
 # ---- charging ---------------------------------------------------------------------------------
 
 
-def _charging(args: argparse.Namespace, console: Console) -> None:
-    plan = charging.Plan(seed=args.seed) if args.size is None else charging.Plan(args.size, args.seed)
+def _charging(plan: charging.Plan, args: argparse.Namespace, console: Console) -> None:
     console.say(
         f"memory.max {format_size(plan.limit)}, a working set of {format_size(plan.pages * charging.PAGE)},"
         " and a device with room for it"
@@ -110,8 +117,7 @@ def _charging_says(outcomes: list[charging.Outcome]) -> str:
 # ---- race -------------------------------------------------------------------------------------
 
 
-def _race(args: argparse.Namespace, console: Console) -> None:
-    plan = race.Plan(seed=args.seed) if args.size is None else race.Plan(args.size, seed=args.seed)
+def _race(plan: race.Plan, args: argparse.Namespace, console: Console) -> None:
     console.say(f"{format_size(plan.real)} of real capacity; {format_size(plan.pages * race.PAGE)} are reclaimed")
     with console.progress("race", plan.runs * len(plan.words) * len(plan.margins)) as update:
         cells = race.run(plan, update)
@@ -154,4 +160,5 @@ def _race_says(plan: race.Plan, cells: list[race.Cell]) -> str:
     )
 
 
-EXPERIMENTS = {"charging": _charging, "race": _race}
+#: What plans it, what its plan calls --size, and what measures and tells it.
+EXPERIMENTS = {"charging": (charging.Plan, "limit", _charging), "race": (race.Plan, "real", _race)}

@@ -75,7 +75,7 @@ class Memcg:
     @max.setter
     def max(self, value: int | str | None) -> None:
         # memory_max_write() reclaims before it returns, too.
-        self._set(max=limit_of(value))
+        self._set(max=limit_of("max", value))
         reclaim_group(self._manager, self)
 
     @property
@@ -85,7 +85,7 @@ class Memcg:
 
     @zswap_max.setter
     def zswap_max(self, value: int | str | None) -> None:
-        self._set(zswap_max=limit_of(value))
+        self._set(zswap_max=limit_of("zswap_max", value))
 
     @property
     def zswap_writeback(self) -> bool:
@@ -109,10 +109,18 @@ class Memcg:
         """Is the other group this one, or below it?"""
         at: Memcg | None = other
         while at is not None:
-            if at.number == self.number:
+            if at is self:
                 return True
             at = at.parent
         return False
+
+    def check(self, what: str, manager: Zswap | None) -> None:
+        """InvalidArgument where it is not a group of that manager, whose numbers mean other groups."""
+        if self._manager is not manager:
+            raise InvalidArgument(f"{what} {self!r}: another manager's")
+
+    def __repr__(self) -> str:
+        return f"<Memcg {self.name or 'root'}>"
 
 
 def check_name(name: str, siblings: Iterable[Memcg]) -> None:
@@ -129,11 +137,11 @@ def _limit(value: int) -> int | None:
     return None if value == _NONE else value
 
 
-def limit_of(value: int | str | None) -> int:
+def limit_of(name: str, value: int | str | None) -> int:
     """A limit as the core has it. InvalidArgument, naming it."""
     if value is None:
         return _NONE
-    size = parse_size(value)
+    size = parse_size(value, name)
     if size >= _NONE:
-        raise InvalidArgument(f"limit {value!r}: over 16 EiB")
+        raise InvalidArgument(f"{name} {value!r}: over 16 EiB")
     return size

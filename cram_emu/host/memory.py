@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from cram_emu._core import check, choose, ffi, lib, set_field
+from cram_emu._core import check, choose, expect, ffi, lib, set_field
 from cram_emu.errors import InvalidArgument
 from cram_emu.host.memcg import Memcg
 from cram_emu.host.zswap import Zswap
@@ -45,10 +45,13 @@ class ManagedMemory(Mapping):
     ):
         params = ffi.new("struct cram_managed_params *")
         set_field(params, "length", parse_size(size))
-        set_field(params, "dram", parse_size(dram))
+        set_field(params, "dram", parse_size(dram, "dram"))
         set_field(params, "delivery", choose("delivery", delivery, DELIVERIES))
-        if group is not None and group._manager is not manager:
-            raise InvalidArgument("group: it is another manager's")
+        if manager is not None:
+            expect("manager", manager, Zswap)
+        if group is not None:
+            expect("group", group, Memcg)
+            group.check("group", manager)
         own_manager = manager is None
         if own_manager:
             manager = Zswap()
@@ -102,7 +105,7 @@ class ManagedMemory(Mapping):
 
     def discard(self, offset: int, length: int | str) -> None:
         """Gives whole pages back; they read as zeros afterwards."""
-        length = parse_size(length)
+        length = parse_size(length, "length")
         self._check_open()
         self._check_range(offset, length)
         check(lib.cram_map_discard(self._handle, offset, length))

@@ -13,6 +13,7 @@ import warnings
 import weakref
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, lib
@@ -37,9 +38,11 @@ _REFUSALS = {
 }
 
 
-def _report() -> None:
+def report() -> None:
     """Says what was raised, in the thread that goes on after it."""
-    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+    # A hook that fails itself does not end it either.
+    with suppress(BaseException):
+        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
 def _warn(text: str) -> None:
@@ -47,7 +50,7 @@ def _warn(text: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
         # Where warnings are errors: whoever reclaims or allocates must go on.
-        _report()
+        report()
 
 
 def _has_room(node: Node, registers: Stats) -> bool:
@@ -56,10 +59,12 @@ def _has_room(node: Node, registers: Stats) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Driver:
-    """A node's driver: what the manager asks and tells it. All run in the manager's thread, interrupt in the device's.
+    """A node's driver: what the manager asks and tells it. All run in the manager's thread, interrupt in the device's; what
+    query() and refill() of a node ask, in the caller's.
 
     Pages are numbers of device pages (DPA / 4096), in an array("Q"), or, with batched=False, one by one. A callback that
-    raises, or takes long, is reported and counted; no page is lost by it.
+    raises, or takes long, is reported and counted; no page is lost by it. It may change the manager's nodes, but not wait for another
+    thread that does.
     """
 
     #: safe(node, registers): may the node take pages, as far as its registers tell? Asked at most every query_interval.
@@ -82,9 +87,13 @@ class Driver:
 
     def check(self) -> None:
         """InvalidArgument, naming the value."""
-        if not 0 <= self.trim_buffer <= 4096:
+        for name in ("safe", "page_allocated", "page_freed", "promoted", "interrupt"):
+            callback = getattr(self, name)
+            if not callable(callback) and (callback is not None or name == "safe"):
+                raise InvalidArgument(f"{name} {callback!r}: not a function")
+        if not isinstance(self.trim_buffer, int) or not 0 <= self.trim_buffer <= 4096:
             raise InvalidArgument(f"trim_buffer {self.trim_buffer!r}: not from 0 to 4096 pages")
-        if not 0 < self.flush_interval <= 3600:
+        if not isinstance(self.flush_interval, int | float) or not 0 < self.flush_interval <= 3600:
             raise InvalidArgument(f"flush_interval {self.flush_interval!r}: not from 0 to 3600 seconds")
 
 
@@ -126,8 +135,11 @@ class Node:
         self._asked = 0.0
         self._heard = 0
         self._verdict = True
-        self._refused_all = False
+        # Until he has been asked.
+        self._refused_all = driver.page_allocated is not None
         self._page_size = PAGE
+        # What its driver is being asked for: arrays of DPAs.
+        self._offers: list = []
         self._lock = threading.Lock()
 
     # -- what it knows
@@ -171,8 +183,8 @@ class Node:
         else:
             # Nothing is stored yet: what a page takes is not known before the next question, which need not wait.
             self._asked = 0.0
-        verdict = self._call("safe", self.driver.safe, registers)
-        self._publish(verdict=bool(verdict), no_alloc=registers.no_alloc, pressure=registers.pressure, heard=heard)
+        verdict = self._call("safe", self._safe, registers)
+        self._publish(verdict=verdict is True, no_alloc=registers.no_alloc, pressure=registers.pressure, heard=heard)
 
     def _interrupted(self, interrupt: Interrupt) -> None:
         low = interrupt.name == "lthresh"
@@ -215,9 +227,10 @@ class Node:
         start = time.monotonic()
         try:
             return callback(self, *arguments)
-        except (Exception, SystemExit):
+        except BaseException:
+            # The test of a callback may end in anything: KeyboardInterrupt, pytest.fail().
             self.callback_errors += 1
-            _report()
+            report()
             return None
         finally:
             if time.monotonic() - start > SLOW_SECONDS:
@@ -228,28 +241,27 @@ class Node:
         """Has the driver approve of pages in advance."""
         if self.driver.page_allocated is None:
             return
-        dpas = ffi.new("uint64_t[]", _BATCH)
+        room = ffi.new("uint64_t[]", _BATCH)
         with self._lock:
-            n = check(lib.cram_node_offer(self._handle(), self.number, dpas, _BATCH))
-        if n == 0:
-            return
+            n = check(lib.cram_node_offer(self._handle(), self.number, room, _BATCH))
+            if n == 0:
+                return
+            dpas = ffi.new("uint64_t[]", list(room[0:n]))
+            self._offers.append(dpas)
         answers = [-errno.EIO] * n
         try:
-            answers = self._ask(array("Q", (dpas[i] // PAGE for i in range(n))))
+            answers = self._ask(array("Q", (dpa // PAGE for dpa in dpas)))
         finally:
-            self._answer(dpas, answers)
+            with self._lock:
+                self._answer(dpas, answers)
         self._refused_all = all(answer != 0 for answer in answers)
         self._publish()
 
     def _answer(self, dpas, answers: list[int]) -> None:
-        with self._lock:
-            # Gone meanwhile, and its pages with it: the number may be another node's.
-            if self.online:
-                check(
-                    lib.cram_node_answer(
-                        self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), len(answers)
-                    )
-                )
+        # Else it has left meanwhile, or was about to, and its pages were given back: they may be another node's.
+        if dpas in self._offers:
+            self._offers.remove(dpas)
+            check(lib.cram_node_answer(self._handle(), self.number, dpas, ffi.new("int32_t[]", answers), len(answers)))
 
     def join(self) -> None:
         """Zswap.add_node()'s. CramError, and nothing has changed."""
@@ -272,12 +284,21 @@ class Node:
             raise
         self.number = number[0]
         self.online = True
+        # Nothing is stored there before the driver has been asked.
+        self._publish(verdict=False)
+
+    def ask(self) -> None:
+        """The first questions to its driver."""
+        self.query()
+        self.refill()
 
     def leave(self) -> None:
         """Zswap.remove_node()'s: its pages move off, and it hears of nothing any more."""
         # In a child of fork the lock may be held by a thread that is not there.
         self.device._check_open()
         with self._lock:
+            for dpas in list(self._offers):
+                self._answer(dpas, [-errno.EIO] * len(dpas))
             check(lib.cram_zswap_remove_node(self._handle(), self.number))
             self.online = False
         self.device._interrupts.remove(self._on_interrupt)
@@ -292,6 +313,11 @@ class Node:
         ]
 
     @staticmethod
+    def _safe(node: Node, registers: Stats) -> bool:
+        # What has no truth value raises here, where that is the callback's.
+        return bool(node.driver.safe(node, registers))
+
+    @staticmethod
     def _page_allocated(node: Node, pages: array | int):
         given = node.driver.page_allocated(node, pages)
         # A generator runs here, where what it raises is the callback's.
@@ -302,7 +328,7 @@ class Node:
         answers = [given] * n if isinstance(given, int) else given
         try:
             answers = [int(answer) for answer in answers]
-        except Exception:
+        except BaseException:
             answers = []
         if len(answers) == n and all(-4096 < answer <= 0 for answer in answers):
             return answers

@@ -8,15 +8,19 @@ from __future__ import annotations
 import time
 import weakref
 from array import array
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from threading import Thread, current_thread
+from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
 
 from cram_emu._core import ffi, lib
-from cram_emu.errors import CramError
+from cram_emu.errors import CramError, NoMemory
+from cram_emu.host.nodes import report
 
 if TYPE_CHECKING:
     from cram_emu.host.memcg import Memcg
+    from cram_emu.host.nodes import Node
     from cram_emu.host.zswap import Zswap
 
 _PAGE = 4096
@@ -25,6 +29,34 @@ _NOTES = 1024
 _SHRINK_BATCH = 256
 #: Pages reclaimed at a time from a group that is over its limit.
 _GROUP_BATCH = 64
+#: The next turn after one that went wrong, where nothing happens before.
+_AFTER_ERROR_SECONDS = 1.0
+
+
+class _Request:
+    """What another thread waits for."""
+
+    def __init__(self, work: Callable[[], object]):
+        self._work = work
+        self._error: BaseException | None = None
+        self._done = Event()
+
+    def serve(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def wait(self) -> None:
+        self._done.wait()
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # Its traceback has this frame: a cycle, which would keep the manager.
+            del error
 
 
 class Reclaimer:
@@ -36,9 +68,19 @@ class Reclaimer:
         self._owner = manager._owner
         self._thread = Thread(target=self._run, name="cram-kswapd", daemon=True)
         self._stopped = False
+        self._requests: deque[_Request] = deque()
+        self._ended = False
+        self._ending = Lock()
+        self._notes = ffi.new("struct cram_zswap_note[]", _NOTES)
+        self._taking = Lock()
+        self._untold: deque[tuple[Node, bool, array]] = deque()
 
     def start(self) -> None:
-        self._thread.start()
+        """NoMemory"""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise NoMemory(f"no thread for the manager: {error}") from None
 
     def stop(self) -> None:
         """Ends it, and returns when it has ended."""
@@ -52,40 +94,108 @@ class Reclaimer:
         ident = self._thread.ident
         return time.clock_gettime(time.pthread_getcpuclockid(ident)) if ident and self._thread.is_alive() else 0.0
 
-    def _run(self) -> None:
-        notes = ffi.new("struct cram_zswap_note[]", _NOTES)
-        due: float | None = None
-        while not self._stopped:
-            timeout = -1 if due is None else max(0, round((due - time.monotonic()) * 1000))
-            work = lib.cram_zswap_wait(self._handle, timeout)
-            manager = self._manager()
-            if manager is None or self._stopped or manager.closed:
-                return
-            # A memory or a node may go at any moment.
-            with suppress(CramError):
-                due = self._turn(manager, work, notes, due)
-            del manager
+    def do(self, work: Callable[[], object]) -> None:
+        """Has the thread do that, and waits for it; without a thread, or in it, does it here. What it raises is the caller's."""
+        # In a child of fork it is not alive, whatever state the lock is in.
+        if self._thread is current_thread() or not self._thread.is_alive():
+            work()
+            return
+        request = _Request(work)
+        with self._ending:
+            ended = self._ended
+            if not ended:
+                self._requests.append(request)
+        if ended:
+            work()
+            return
+        lib.cram_zswap_wake(self._handle)
+        request.wait()
 
-    def _turn(self, manager: Zswap, work: int, notes, due: float | None) -> float | None:
+    def _run(self) -> None:
+        try:
+            due: float | None = None
+            while not self._stopped:
+                timeout = -1 if due is None else max(0, round((due - time.monotonic()) * 1000))
+                work = lib.cram_zswap_wait(self._handle, timeout)
+                manager = self._manager()
+                if manager is None or self._stopped or manager.closed:
+                    return
+                self._serve()
+                try:
+                    due = self._turn(manager, work, due)
+                except BaseException:
+                    report()
+                    due = time.monotonic() + _AFTER_ERROR_SECONDS
+                del manager
+        finally:
+            with self._ending:
+                self._ended = True
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._requests:
+            self._requests.popleft().serve()
+
+    def _turn(self, manager: Zswap, work: int, due: float | None) -> float | None:
         """Does the work; when trims are due."""
         if work & lib.CRAM_WORK_RECLAIM:
-            reclaim(manager)
+            _attempt(reclaim, manager)
         if work & lib.CRAM_WORK_SHRINK:
-            shrink(manager)
+            _attempt(shrink, manager)
         if work & lib.CRAM_WORK_NOTES:
-            tell(manager, notes)
+            _attempt(self.tell)
         if due is None and work & lib.CRAM_WORK_TRIM:
             due = _next_flush(manager)
         if due is not None and time.monotonic() >= due:
             for node in manager.nodes:
-                node.flush()
+                _attempt(node.flush)
             due = _next_flush(manager)
         return due
+
+    def take(self) -> bool:
+        """Takes some of the notes that are queued, for the nodes that there are now. False: there was none."""
+        manager = self._manager()
+        with self._taking:
+            n = lib.cram_zswap_take_notes(self._handle, self._notes, _NOTES)
+            told: dict[tuple[int, int], array] = {}
+            for note in self._notes[0:n]:
+                told.setdefault((note.node, note.kind), array("Q")).append(note.dpa // _PAGE)
+            nodes = {} if manager is None else {node.number: node for node in manager.nodes}
+            # Promoted first: a page is promoted, then freed.
+            for (number, kind), pages in sorted(told.items(), key=lambda item: -item[0][1]):
+                if number in nodes:
+                    self._untold.append((nodes[number], kind == lib.CRAM_NOTE_FREED, pages))
+        return n > 0
+
+    def tell(self) -> None:
+        """Calls the drivers for the pages that were promoted and freed. A callback may have it called again."""
+        more = True
+        while more:
+            while self._untold:
+                node, freed, pages = self._untold.popleft()
+                node.told(freed, pages)
+            more = self.take()
+
+
+def _attempt(step: Callable, *arguments) -> None:
+    """What goes wrong is reported, and the thread goes on."""
+    try:
+        step(*arguments)
+    except CramError:
+        # A memory or a node may go at any moment.
+        pass
+    except BaseException:
+        report()
 
 
 def _next_flush(manager: Zswap) -> float | None:
     """When trims that wait are due; None: none waits."""
-    waits = [node.driver.flush_interval for node in manager.nodes if node.stats.trims_waiting]
+    waits = []
+    for node in manager.nodes:
+        # A node may go at any moment.
+        with suppress(CramError):
+            if node.stats.trims_waiting:
+                waits.append(node.driver.flush_interval)
     return time.monotonic() + min(waits) if waits else None
 
 
@@ -139,16 +249,3 @@ def shrink(manager: Zswap) -> None:
         for memory in list(manager._memories):
             with suppress(CramError):
                 written += memory.shrink(_SHRINK_BATCH)
-
-
-def tell(manager: Zswap, notes) -> None:
-    """Calls the drivers for the pages that were promoted and freed."""
-    while n := lib.cram_zswap_take_notes(manager._handle, notes, len(notes)):
-        told: dict[tuple[int, int], array] = {}
-        for note in notes[0:n]:
-            told.setdefault((note.node, note.kind), array("Q")).append(note.dpa // _PAGE)
-        nodes = {node.number: node for node in manager.nodes}
-        # Promoted first: a page is promoted, then freed.
-        for (number, kind), pages in sorted(told.items(), key=lambda item: -item[0][1]):
-            if number in nodes:
-                nodes[number].told(kind == lib.CRAM_NOTE_FREED, pages)

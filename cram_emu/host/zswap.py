@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from cram_emu._core import check, choose, ffi, lib, own, set_field
+from cram_emu._core import check, choose, expect, ffi, lib, own, set_field
 from cram_emu.device import Device
 from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
 from cram_emu.host.memcg import Memcg, check_name, limit_of
@@ -142,11 +143,10 @@ class _Setting:
         """InvalidArgument, naming it, for what it cannot be."""
         if self._choices is not None:
             return choose(self._name, value, self._choices)
-        if isinstance(value, str):
-            value = parse_size(value)
-        if not isinstance(value, int) or not 0 <= value < 2**64:
+        number = parse_size(value, self._name) if isinstance(value, str) else value
+        if not isinstance(number, int) or not 0 <= number < 2**64:
             raise InvalidArgument(f"{self._name} {value!r}: not a number that this can be")
-        return int(value)
+        return int(number)
 
 
 class Zswap:
@@ -188,14 +188,18 @@ class Zswap:
         shared: bool = False,
     ):
         self._closed = True
-        if not isinstance(query_interval, int | float) or not 0 <= query_interval <= 3600:
-            raise InvalidArgument(f"query_interval {query_interval!r}: not from 0 to 3600 seconds")
+        if not isinstance(nodes, Iterable):
+            raise InvalidArgument(f"nodes {nodes!r}: not several devices")
+        nodes = list(nodes)
+        for device in nodes:
+            expect("nodes", device, Device)
+        self.query_interval = query_interval
         settings = {
             "enabled": enabled,
             "max_pool_percent": max_pool_percent,
             "accept_threshold_percent": accept_threshold_percent,
             "shrinker_enabled": shrinker_enabled,
-            "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if ram is None else parse_size(ram),
+            "ram": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if ram is None else ram,
             "direct_limit": direct_limit,
             "max_direct_percent": max_direct_percent,
             "charging": charging,
@@ -206,10 +210,9 @@ class Zswap:
             params.settings[setting._number] = setting.number(value)
         set_field(params, "chain", chain)
         params.shared = bool(shared)
-        if compressor not in COMPRESSORS:
-            raise InvalidArgument(f"compressor {compressor!r}: not one of {', '.join(COMPRESSORS)}")
-        params.codec, params.level = COMPRESSORS[compressor]
-        set_field(params, "swap_size", parse_size(settings["ram"] if swap is None else swap) & -PAGE)
+        params.codec, params.level = choose("compressor", compressor, COMPRESSORS)
+        size = params.settings[lib.CRAM_ZSWAP_RAM] if swap is None else parse_size(swap, "swap")
+        set_field(params, "swap_size", size & -PAGE)
         params.swap_fd = _swap_file() if params.swap_size else -1
         handle = ffi.new("cram_zswap **")
         try:
@@ -222,24 +225,43 @@ class Zswap:
         self._owner = own(self._handle, "cram_zswap_free")
         self._closed = False
         self._forgotten = False
-        self.compressor = compressor
-        self.query_interval = query_interval
+        self._compressor = compressor
         self._memories: weakref.WeakSet[ManagedMemory] = weakref.WeakSet()
         self._groups: list[Memcg] = [Memcg(self, 0, None, "")]
         self._nodes: list[Node] = []
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
         self._reclaimer = Reclaimer(self)
         try:
+            self._reclaimer.start()
             for device in nodes:
                 self.add_node(device)
         except BaseException:
             self.close()
             raise
-        self._reclaimer.start()
+
+    # -- settings that are Python's
+
+    @property
+    def compressor(self) -> str:
+        """Of the pool; fixed when the manager was made."""
+        return self._compressor
+
+    @property
+    def query_interval(self) -> float:
+        """Seconds between two questions to a device."""
+        return self._query_interval
+
+    @query_interval.setter
+    def query_interval(self, value: float) -> None:
+        if not isinstance(value, int | float) or not 0 <= value <= 3600:
+            raise InvalidArgument(f"query_interval {value!r}: not from 0 to 3600 seconds")
+        self._query_interval = value
 
     # -- lifetime
 
     def close(self) -> None:
-        """Closes the memories, lets the nodes go, and ends the thread. Closing twice is fine.
+        """Closes the memories, lets the nodes go, tells their drivers of all pages, and ends the thread. Closing twice is fine.
 
         BufferError, and it stays open, while a buffer of a memory is alive.
         """
@@ -251,11 +273,11 @@ class Zswap:
                 memory.close()
         if self._closed:
             return
-        self._reclaimer.stop()
-        for node in list(self._nodes):
-            # In a child of fork they are the parent's.
-            with suppress(ForkedDevice):
+        # In a child of fork they are the parent's.
+        with suppress(ForkedDevice):
+            for node in self.nodes:
                 self.remove_node(node)
+        self._reclaimer.stop()
         check(lib.cram_zswap_close(self._handle))
         self._closed = True
 
@@ -294,31 +316,56 @@ class Zswap:
         return tuple(self._nodes)
 
     def add_node(self, device: Device, driver: Driver | None = None) -> Node:
-        """Takes a device in; it cannot be closed until the node is removed. Busy: it is a node already.
+        """Takes a device in, once its driver has answered; it cannot be closed until the node is removed. Busy: it is a node
+        already.
 
-        NoAnswer: its registers are silent. After an error nothing has changed.
+        NoAnswer: its registers are silent. After an error, or KeyboardInterrupt, nothing has changed.
         """
+        expect("device", device, Device)
         driver = Driver() if driver is None else driver
+        expect("driver", driver, Driver)
         driver.check()
         node = Node(self, device, driver)
-        node.join()
-        # A new list, always: other threads go through the old one, and sort() empties a list while it works.
-        self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
-        self._subscribe()
-        node.query()
-        node.refill()
+        with self._changing():
+            node.join()
+            # A new list, always: other threads go through the old one, and sort() empties a list while it works.
+            self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
+            self._subscribe()
+        try:
+            self._reclaimer.do(node.ask)
+        except BaseException:
+            self._let_go(node)
+            raise
         return node
 
     def remove_node(self, node: Node) -> None:
-        """Moves its pages off and lets the device go. NoSpace: there is no room for them; the node stays, and takes nothing.
+        """Moves its pages off, lets the device go, and returns when its driver has been told of all of them.
 
-        InvalidArgument: it is not one of this manager's nodes.
+        In a callback, of all but the rest of the batch that it is in. NoSpace: there is no room for them; the node stays, and takes
+        nothing. InvalidArgument: it is not one of this manager's nodes.
         """
-        if node not in self._nodes:
-            raise InvalidArgument(f"{node!r}: not a node of this manager")
-        node.leave()
-        self._nodes = [other for other in self._nodes if other is not node]
-        self._subscribe()
+        self._let_go(node)
+        self._reclaimer.do(self._reclaimer.tell)
+
+    def _let_go(self, node: Node) -> None:
+        with self._changing():
+            if node not in self._nodes:
+                raise InvalidArgument(f"{node!r}: not a node of this manager")
+            node.leave()
+            # What is queued is for this node, while no other has its number.
+            while self._reclaimer.take():
+                pass
+            self._nodes = [other for other in self._nodes if other is not node]
+            self._subscribe()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One thread changes the nodes at a time."""
+        # In a child of fork the lock may be held by a thread that is not there.
+        if os.getpid() != self._pid:
+            raise ForkedDevice("the manager is that of the process that made it")
+        with self._lock:
+            yield
 
     def _subscribe(self) -> None:
         kinds = 0
@@ -352,10 +399,12 @@ class Zswap:
     ) -> Memcg:
         """A new memory cgroup below the parent, or the root. name: its directory's ("memcg" and its number)."""
         parent = self.root if parent is None else parent
+        expect("parent", parent, Memcg)
+        parent.check("parent", self)
         if name is not None:
             check_name(name, (group for group in self._groups if group.parent is parent))
         # Before there is a group: one cannot be taken away again.
-        limits = limit_of(max), limit_of(zswap_max)
+        limits = limit_of("max", max), limit_of("zswap_max", zswap_max)
         number = ffi.new("uint32_t *")
         check(lib.cram_memcg_create(self._handle, parent.number, number))
         check(lib.cram_memcg_set(self._handle, number[0], *limits, bool(zswap_writeback)))

@@ -22,6 +22,7 @@ from cram_emu.host import ManagedMemory, Memcg, Zswap
 from cram_emu.host.zswap import CHARGING
 from cram_emu.lab import loops
 from cram_emu.lab.loops import PAGE, Pages, WrongContents
+from cram_emu.sizes import format_size
 
 MIB = 1 << 20
 MODES = tuple(CHARGING)
@@ -29,12 +30,13 @@ _HOT_SHARE = 0.9  # of the accesses go to the hot set
 _WRITES = 0.2  # of the accesses overwrite the page
 _SAMPLES = 200
 _ENTROPY = (1024, 2048)  # bytes of a page: a ratio of some 2.5
+_LARGEST = 1 << 38  # bytes of the limit: no device advertises more than four times as much
 _MEASURED = 256  # pages that the node's ratio is measured on beforehand
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes. InvalidArgument: a limit that is too small to reclaim in batches."""
+    """Sizes in bytes. InvalidArgument: a limit too small to reclaim in batches, or too large for a device, or no seed."""
 
     limit: int = 32 * MIB
     seed: int = 1
@@ -42,6 +44,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.limit < MIB or self.limit % PAGE:
             raise InvalidArgument(f"limit of {self.limit} bytes: not whole pages, or under 1 MiB")
+        if self.limit > _LARGEST:
+            raise InvalidArgument(f"limit of {self.limit} bytes: over {format_size(_LARGEST)}")
+        loops.check_seed(self.seed)
 
     @property
     def pages(self) -> int:

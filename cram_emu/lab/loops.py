@@ -9,7 +9,8 @@ from array import array
 from dataclasses import dataclass
 
 from cram_emu._core import check, ffi, lib
-from cram_emu.errors import CramError
+from cram_emu.errors import CramError, InvalidArgument, NoMemory
+from cram_emu.sizes import format_size
 
 PAGE = 4096
 
@@ -48,9 +49,18 @@ class Random:
     max: float
 
 
+def check_seed(seed: int) -> None:
+    """InvalidArgument: the loops have no such seed."""
+    if not 0 <= seed < 2**64:
+        raise InvalidArgument(f"seed {seed}: not a whole number from 0 to {2**64 - 1}")
+
+
 def ordinary_memory(size: int) -> mmap.mmap:
-    """Private anonymous memory without huge pages; untouched."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Private anonymous memory without huge pages; untouched. NoMemory."""
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise NoMemory(f"{format_size(size)} of ordinary memory: {error.strerror}") from None
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return memory
 

@@ -22,9 +22,11 @@ from cram_emu.errors import InvalidArgument, PoisonError
 from cram_emu.host import Driver, ManagedMemory, Node, Zswap
 from cram_emu.lab import loops
 from cram_emu.lab.loops import PAGE, Pages, WrongContents
+from cram_emu.sizes import format_size
 
 MIB = 1 << 20
 _ENTROPY = (2048, 3584)  # bytes of a page: a ratio of some 1.4
+_LARGEST = 400 << 30  # bytes of real capacity: no device advertises more than 2.5 times as much
 _BATCH = 256  # pages
 _NEVER = 3600.0  # seconds
 
@@ -62,6 +64,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.real < 4 * MIB or self.real % MIB:
             raise InvalidArgument(f"real capacity of {self.real} bytes: not whole MiB, or under 4 MiB")
+        if self.real > _LARGEST:
+            raise InvalidArgument(f"real capacity of {self.real} bytes: over {format_size(_LARGEST)}")
+        loops.check_seed(self.seed)
 
     @property
     def pages(self) -> int:

@@ -223,8 +223,6 @@ void node_release(struct node *node, struct op *home, uint64_t dpa)
 			count(&node->trims_full, 1);
 		trim(node, op, dpa);
 	}
-	/* Last: who removes the node waits for this. */
-	atomic_fetch_sub(&node->stored, 1);
 	leave(op, home);
 }
 

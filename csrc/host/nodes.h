@@ -60,7 +60,7 @@ int node_poison(struct node *node, struct op *home, uint64_t dpa, unsigned line)
 bool node_poisoned(struct node *node, uint64_t dpa);
 /* Bytes of media that the device page takes, as the device answers. */
 uint32_t node_size(struct node *node, struct op *home, uint64_t dpa);
-/* The page is free: the driver trims it now or later. */
+/* The page is free: the driver trims it now or later. The caller takes it off `stored`. */
 void node_release(struct node *node, struct op *home, uint64_t dpa);
 /* Trims what waits to be, until the driver puts one off: how many. */
 uint64_t node_flush_trims(struct node *node, struct op *home);

@@ -362,6 +362,8 @@ static void release(struct zswap_memory *memory, struct op *op, uint64_t page, u
 		if (atomic_load_explicit(&node->trims.count, memory_order_relaxed) > 0)
 			zswap_want(zswap, CRAM_WORK_TRIM);
 		note(memory, page, entry, CRAM_NOTE_FREED);
+		/* Last: who removes the node waits for this, and its notes must be queued by then. */
+		atomic_fetch_sub(&node->stored, 1);
 		break;
 	}
 	case SWAP_POOL:

@@ -88,13 +88,27 @@ class TestUsage:
             (("race", "--size", "lots"), 2, "lots"),
             (("race", "--seed", "x"), 2, "'x'"),
             (("race", "--size", "1M"), 2, "1048576"),
+            (("race", "--size", "16T"), 2, str(16 << 40)),
+            (("race", "--seed", str(2**64)), 2, str(2**64)),
             (("charging", "--size", "1000"), 2, "1000"),
+            (("charging", "--size", "0"), 2, "0 bytes"),
+            (("charging", "--size", "100T"), 2, str(100 << 40)),
+            (("charging", "--seed", "-1"), 2, "seed -1"),
             (("race", "--plot", "race.gif"), 2, "race.gif"),
             (("race", "--plot", "/nonexistent/race.png"), 1, "/nonexistent/race.png"),
         ),
     )
     def test_refused(self, args, code, named):
-        """Before anything is measured, and by name."""
+        """Before anything is measured, by name, in one line."""
         run = experiment(*args)
         assert (run.returncode, run.stdout) == (code, "")
-        assert named in run.stderr
+        assert named in run.stderr.splitlines()[-1]
+        assert "Traceback" not in run.stderr
+
+    def test_no_memory(self):
+        """More memory than there is, is an error of one line."""
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2); {MAIN}"
+        run = subprocess.run(
+            [sys.executable, "-c", limited, "experiment", "charging", "--size", "8G"], capture_output=True, text=True
+        )
+        assert (run.returncode, run.stderr) == (1, "cram-emu: 16 GiB of ordinary memory: Cannot allocate memory\n")

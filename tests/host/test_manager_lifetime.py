@@ -112,6 +112,59 @@ class TestClose:
                 pass
 
 
+class TestNoMemory:
+    """Where there is no memory for a manager, it is not there, and those that are go on."""
+
+    def test_no_address_space(self, run_child):
+        """Whatever the limit on address space stops, NoMemory is raised, nothing is left, and no page of another is lost."""
+        child = run_child(
+            """
+            import os, resource
+            from managed import *
+            from cram_emu.errors import NoMemory
+
+            pages = {page: entropy(page + 1, 500) for page in range(64)}
+            dev, spare = roomy(), roomy()
+            manager = no_swap([dev])
+            memory = memory_of(manager, 64, "64K")
+            store(memory, dict(list(pages.items())[:32]))
+            dev.no_alloc = True
+            for page in range(32, 64):
+                put(memory, page, pages[page])
+            opened = len(os.listdir("/proc/self/fd"))
+
+            def attempt():
+                with no_swap([spare]) as other, memory_of(other, 64, "64K") as more:
+                    store(more, pages)
+                    assert all(get(more, page) == pages[page] for page in pages)
+
+            # Up to where it succeeds.
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            done = False
+            for room in range(0, 1 << 30, 1 << 20):
+                size = int(open("/proc/self/statm").read().split()[0]) * PAGE
+                resource.setrlimit(resource.RLIMIT_AS, (size + room, hard))
+                try:
+                    attempt()
+                    done = True
+                except NoMemory as error:
+                    print(error)
+                assert all(get(memory, page) == pages[page] for page in pages)
+                memory.reclaim(ALL)
+                assert len(os.listdir("/proc/self/fd")) == opened
+                if done:
+                    break
+            print(done)
+            """
+        )
+        assert (child.returncode, child.stderr) == (0, "")
+        *refused, done = child.stdout.splitlines()
+        assert done == "True"
+        assert refused[0] == "no memory for a manager"
+        assert len(set(refused)) > 3
+        assert any(error.startswith("no thread for the manager") for error in refused)
+
+
 class TestCollector:
     """What is forgotten ends by itself."""
 

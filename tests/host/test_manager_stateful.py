@@ -17,10 +17,9 @@ from support import wait_until
 from test_stateful import deliveries
 
 from cram_emu import Device, PoisonError
-from cram_emu._core import ffi
 from cram_emu.errors import NoMemory, NoSpace
 from cram_emu.host import Driver, ManagedMemory, Zswap
-from cram_emu.host.reclaim import reclaim, shrink, tell
+from cram_emu.host.reclaim import reclaim, shrink
 
 PAGES = 24
 #: The lower half of a device is for nodes, and has room for both memories; somebody else writes to the upper.
@@ -76,7 +75,6 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
         self.manager._reclaimer.stop()
         for dev in self.devices[:nodes]:
             self.manager.add_node(dev)
-        self.notes = ffi.new("struct cram_zswap_note[]", 64)
         self.groups = [self.manager.memcg(), self.manager.memcg(self.manager.memcg())]
         self.scratch = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600)
         self.memories = [self.open_memory(number) for number in range(2)]
@@ -232,7 +230,7 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
     def background(self):
         reclaim(self.manager)
         shrink(self.manager)
-        tell(self.manager, self.notes)
+        self.manager._reclaimer.tell()
 
     @rule(name=st.sampled_from(sorted(CHANGES)), choice=st.integers(0, 3))
     def set(self, name: str, choice: int):
@@ -267,6 +265,41 @@ class ManagerMachine(stateful.RuleBasedStateMachine):
             self.poison(*victim, line)
             if victim not in self.dropped:
                 self.injected.add(victim)
+
+    def befall(self, which: int, what: str) -> None:
+        """Something befalls a device as a whole: our pages there are poison, and no other page is."""
+        dev = self.devices[which]
+        self.settle()
+        direct = ((number, page, self.memories[number].place(page * PAGE)) for number in range(2) for page in range(PAGES))
+        there = {
+            (number, page)
+            for number, page, place in direct
+            if place.where == "direct" and self.node_device(place.node) is dev
+        }
+        getattr(dev, what)()
+        self.injected |= there - self.dropped
+
+    @rule(which=st.integers(0, 2), what=st.sampled_from(["reset", "power_cycle"]))
+    def restart(self, which: int, what: str):
+        self.befall(which, what)
+
+    @rule(which=st.integers(0, 2), page=pages, tended=st.booleans())
+    def pull_out(self, which: int, page: int, tended: bool):
+        """A device goes for good, is missed for a while, and is replaced by a new one, which is no node yet."""
+        dev = self.devices[which]
+        dropped = dev.stats.dropped_writes
+        self.befall(which, "remove")
+        if tended:
+            self.background()
+        for number in range(2):
+            self.memories[number].reclaim(1000)
+            self.load(number, page)
+        for node in self.manager.nodes:
+            if node.device is dev:
+                self.manager.remove_node(node)
+        dev.close()
+        self.devices[which] = Device("1M", "1M", lthresh=None, hthresh=None)
+        self.others -= dropped
 
     @rule(which=st.integers(0, 2), driver=drivers)
     def add_node(self, which: int, driver: Driver):

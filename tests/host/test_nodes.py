@@ -1,6 +1,7 @@
 """Devices as nodes: their order, their poison, their leaving, and what their drivers are asked and told."""
 
 import errno
+import signal
 import threading
 import time
 import warnings
@@ -15,6 +16,10 @@ from support import wait_until
 from cram_emu import Device
 from cram_emu.errors import Busy, InvalidArgument, NoSpace
 from cram_emu.host import Driver, ManagedMemory, Zswap
+
+
+#: What a callback may raise.
+ERRORS = [ZeroDivisionError, SystemExit, KeyboardInterrupt, pytest.fail.Exception]
 
 
 def numbered(count: int, step: int = 2) -> dict[int, bytes]:
@@ -255,7 +260,7 @@ class TestApproval:
             store(memory, numbered(8))
             assert places(memory) == {"pool": 8}
 
-    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    @pytest.mark.parametrize("error", ERRORS)
     @pytest.mark.parametrize("late", [False, True])
     def test_raises(self, reported, error: type[BaseException], late: bool):
         """What it raises, at once or while its answers are read, is reported and refuses all."""
@@ -273,17 +278,19 @@ class TestApproval:
         assert reported == [error]
 
     def test_interrupted(self):
-        """KeyboardInterrupt is for who adds the node, and the pages it was asked for are not lost."""
+        """Ctrl-C while the driver is asked: the node is not there, nor is any of its pages lost."""
+        go = threading.Event()
 
         def interrupted(node, pages: array) -> int:
-            if threading.current_thread() is threading.main_thread():
-                raise KeyboardInterrupt
-            return -errno.ENXIO
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            go.wait()
+            return 0
 
         with Device("1M", "1M", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager, 256) as memory:
             with pytest.raises(KeyboardInterrupt):
                 manager.add_node(dev, Driver(page_allocated=interrupted))
-            manager.remove_node(manager.nodes[0])
+            assert manager.nodes == ()
+            go.set()
             manager.add_node(dev)
             store(memory, numbered(256, 1))
             assert places(memory) == {"direct": 256}
@@ -346,19 +353,20 @@ class TestNotes:
             wait_until(lambda: heard, "a call")
             assert heard == [("freed", array("Q", dpas[1:]) if batched else dpas[1])]
 
-    def test_raises(self, reported):
+    @pytest.mark.parametrize("error", ERRORS)
+    def test_raises(self, reported, error: type[BaseException]):
         """A callback that raises is reported for each call, and the next is called; no page is lost."""
         with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
 
             def fail(node, pages) -> None:
-                raise ZeroDivisionError
+                raise error
 
             node = manager.add_node(dev, Driver(page_freed=fail, promoted=fail))
             for round_ in range(1, 3):
                 store(memory, {0: KINDS["random"]})
                 assert get(memory, 0) == KINDS["random"]
                 wait_until(lambda: node.callback_errors == 2 * round_, "both calls")  # noqa: B023
-            assert reported == 4 * [ZeroDivisionError]
+            assert reported == 4 * [error]
             assert dev.stats.used == 0
 
     def test_slow(self):
@@ -409,6 +417,81 @@ class TestNotes:
                 go.set()
                 wait_until(lambda: heard[0] + lost == pages, "the rest")
                 assert node.stats.stored == dev.stats.used == 0
+
+    @pytest.mark.parametrize("leave", ["remove_node", "close"])
+    def test_node_leaves(self, leave: str):
+        """When a node has left, its driver has been told of all of its pages, in the manager's thread."""
+        with roomy() as dev:
+            freed: set[tuple[str, int]] = set()
+
+            def record(node, pages: array) -> None:
+                freed.update((threading.current_thread().name, page) for page in pages)
+
+            manager = no_swap()
+            memory = memory_of(manager, 512, "4M")
+            node = manager.add_node(dev, Driver(page_freed=record))
+            store(memory, numbered(256))
+            dpas = {memory.place(page * PAGE).dpa // PAGE for page in numbered(256)}
+            if leave == "remove_node":
+                manager.remove_node(node)
+                assert freed == {("cram-kswapd", dpa) for dpa in dpas}
+                check(memory, numbered(256))
+            manager.close()
+            assert freed == {("cram-kswapd", dpa) for dpa in dpas}
+
+    def test_number_is_used_again(self):
+        """A node hears of its own pages, and one that has its number after it of none of them."""
+        entered, go = threading.Event(), threading.Event()
+        heard: dict[str, set[int]] = {"first": set(), "second": set()}
+
+        def slow(node, pages: array) -> None:
+            entered.set()
+            go.wait()
+            heard["first"].update(pages)
+
+        second_driver = Driver(page_freed=lambda node, pages: heard["second"].update(pages))
+        with roomy() as first, roomy() as second, no_swap() as manager, memory_of(manager, 512, "4M") as memory:
+            node = manager.add_node(first, Driver(page_freed=slow))
+            store(memory, numbered(256))
+            dpas = {memory.place(page * PAGE).dpa // PAGE for page in numbered(256)}
+            get(memory, 0)
+            entered.wait()
+            threads = [threading.Thread(target=manager.remove_node, args=(node,))]
+            threads[0].start()
+            wait_until(lambda: node not in manager.nodes, "its leaving")
+            threads.append(threading.Thread(target=manager.add_node, args=(second, second_driver)))
+            threads[1].start()
+            wait_until(lambda: manager.nodes, "the other")
+            assert manager.nodes[0].number == node.number
+            go.set()
+            for thread in threads:
+                thread.join()
+            assert heard == {"first": dpas, "second": set()}
+            store(memory, {0: KINDS["random"]})
+            dpa = memory.place(0).dpa // PAGE
+            get(memory, 0)
+            wait_until(lambda: heard["second"], "its page")
+            assert heard == {"first": dpas, "second": {dpa}}
+
+    def test_leaves_in_a_callback(self):
+        """A callback may remove its node, and add one: all pages of the first are told, in calls within that call."""
+        freed: list[int] = []
+        with roomy() as first, roomy() as second, no_swap() as manager, memory_of(manager) as memory:
+
+            def leave(node, pages: array) -> None:
+                freed.extend(pages)
+                if node in manager.nodes:
+                    manager.remove_node(node)
+                    assert sorted(freed) == sorted(dpas)
+                    manager.add_node(second)
+
+            node = manager.add_node(first, Driver(page_freed=leave))
+            store(memory, numbered(32))
+            dpas = [memory.place(page * PAGE).dpa // PAGE for page in numbered(32)]
+            get(memory, 0)
+            wait_until(lambda: manager.nodes and manager.nodes[0].device is second, "the other node")
+            assert node.callback_errors == 0
+            assert len(freed) == len(dpas)
 
     def test_nobody_asks(self):
         """Without callbacks nothing is queued, and so nothing lost."""
@@ -478,15 +561,33 @@ class TestQueries:
                 node.query(manager.query_interval)
             assert calls == [dev.stats.remaining] * asked
 
-    def test_raises(self, reported):
-        """A safe() that raises is no verdict that it is safe."""
+    @pytest.mark.parametrize("late", [False, True])
+    def test_raises(self, reported, late: bool):
+        """A safe() that raises, or whose answer does when it is looked at, is no verdict that it is safe."""
 
-        def fail(node, registers) -> bool:
-            raise ZeroDivisionError
+        class Unclear:
+            def __bool__(self) -> bool:
+                raise ZeroDivisionError
 
         with roomy() as dev, no_swap() as manager, memory_of(manager) as memory:
-            node = manager.add_node(dev, Driver(safe=fail))
+            node = manager.add_node(dev, Driver(safe=lambda node, registers: Unclear() if late else bool(Unclear())))
             assert not node.stats.allowed
+            assert node.callback_errors == 1
             store(memory, {0: KINDS["shrinks"]})
             assert where(memory, 0) == "pool"
         assert reported == [ZeroDivisionError]
+
+    def test_thread(self):
+        """Who adds a node has the manager's thread ask its driver, and waits for the answers."""
+        asked: dict[str, str] = {}
+
+        def ask(name: str) -> bool:
+            asked[name] = threading.current_thread().name
+            return name == "safe"
+
+        with roomy() as dev, no_swap() as manager:
+            manager.add_node(
+                dev, Driver(safe=lambda node, registers: ask("safe"), page_allocated=lambda node, pages: int(ask("allocated")))
+            )
+            assert asked == {"safe": "cram-kswapd", "allocated": "cram-kswapd"}
+            assert manager.nodes[0].stats.allowed

@@ -1,7 +1,9 @@
 """What takes frames, ages the pool and moves it together: reclaim, the shrinker, compaction, and the manager's thread."""
 
+import threading
+
 import pytest
-from managed import ALL, check_sums, get, memory_of, no_swap, places, put, roomy, store, where
+from managed import ALL, KINDS, check_sums, get, memory_of, no_swap, places, put, roomy, store, where
 from samples import PAGE, entropy
 from support import wait_until
 
@@ -55,6 +57,27 @@ class TestReclaim:
             wait_until(lambda: memory.stats.resident <= 1024 - 64, "the low mark")
             check_sums(manager)
             assert manager.stats.kswapd_reclaim >= 40
+
+    def test_error(self, monkeypatch):
+        """What goes wrong in the manager's thread is reported, and it goes on."""
+        reported: list[type[BaseException]] = []
+
+        def fail(manager: Zswap) -> None:
+            raise TypeError
+
+        monkeypatch.setattr(threading, "excepthook", lambda arguments: reported.append(arguments.exc_type))
+        with no_swap() as manager, memory_of(manager, 1024, "4M") as memory:
+            with monkeypatch.context() as patch:
+                patch.setattr("cram_emu.host.reclaim.reclaim", fail)
+                for page in range(1000):
+                    put(memory, page, KINDS["same"])
+                wait_until(lambda: reported, "the report")
+            assert manager.stats.kswapd_reclaim == 0
+            memory.discard(0, len(memory))
+            for page in range(1000):
+                put(memory, page, KINDS["same"])
+            wait_until(lambda: manager.stats.kswapd_reclaim, "its reclaim")
+            assert set(reported) == {TypeError}
 
     def test_below_the_mark(self):
         """Below it nothing is taken."""

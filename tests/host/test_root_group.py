@@ -45,3 +45,14 @@ class TestRoot:
                 ManagedMemory("1M", dram="1M", manager=one, group=other.root)
             with pytest.raises(InvalidArgument, match="another manager's"):
                 ManagedMemory("1M", dram="1M", group=other.root)
+
+    def test_foreign_parent(self, skip_unless_userfaultfd) -> None:
+        """Nor does one become a parent, or hold a group that has the number of one of its own."""
+        with Zswap() as one, Zswap() as other:
+            mine, theirs = one.memcg(name="mine"), other.memcg(name="theirs")
+            assert mine.number == theirs.number
+            with pytest.raises(InvalidArgument, match="parent <Memcg theirs>: another manager's"):
+                one.memcg(theirs)
+            assert one.groups == (one.root, mine)
+            assert mine in one.root and mine in mine
+            assert theirs not in one.root and theirs not in mine

@@ -3,6 +3,8 @@
 Pages are two apart: a run of faults would bring in their neighbours too.
 """
 
+import re
+
 import pytest
 from managed import KINDS, check_sums, get, memory_of, no_swap, places, roomy, store, where
 from samples import PAGE, entropy, noise
@@ -282,6 +284,12 @@ class TestSettings:
         ("direct_limit", "pages"),
         ("charging", "weight"),
         ("charging", None),
+        ("max_pool_percent", "abc"),
+        ("enabled", "no"),
+        ("ram", [4096]),
+        ("query_interval", -1),
+        ("query_interval", "1"),
+        ("query_interval", float("nan")),
     ]
 
     @pytest.mark.parametrize(("name", "value"), BAD)
@@ -296,29 +304,61 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         ("option", "value"),
-        [("chain", 5), ("chain", -1), ("compressor", "lzo"), ("query_interval", -1), ("query_interval", "1")],
+        [("chain", 5), ("chain", -1), ("compressor", "lzo"), ("compressor", []), ("swap", "x"), ("nodes", 1), ("nodes", [1])],
     )
     def test_fixed_refused(self, nothing_left_open, option: str, value):
         """The same for what is fixed at creation; no descriptor is left."""
         with pytest.raises(InvalidArgument, match=option):
             Zswap(**{"swap": "1M", option: value})
 
+    def test_fixed(self):
+        """The compressor cannot be changed: what is in the pool was made by it."""
+        with no_swap(compressor="zstd") as manager:
+            with pytest.raises(AttributeError):
+                manager.compressor = "lz4"
+            assert manager.compressor == "zstd"
+
     def test_taken(self):
         """Every setting reads as it was set."""
         good = {"max_pool_percent": 0, "accept_threshold_percent": 100, "shrinker_enabled": True, "enabled": False,
-                "ram": 4096, "direct_limit": "size", "max_direct_percent": 100, "charging": "fuzzy"}  # fmt: skip
+                "ram": 4096, "direct_limit": "size", "max_direct_percent": 100, "charging": "fuzzy",
+                "query_interval": 3600}  # fmt: skip
         with no_swap() as manager:
             for name, value in good.items():
                 setattr(manager, name, value)
                 assert getattr(manager, name) == value
 
-    @pytest.mark.parametrize("bad", [{"trim_buffer": 4097}, {"trim_buffer": -1}, {"flush_interval": 0}])
-    def test_driver(self, bad: dict):
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("trim_buffer", value) for value in (4097, -1, "x", None, 1.5)),
+            *(("flush_interval", value) for value in (0, "1", float("nan"))),
+            *(("safe", value) for value in (None, 3)),
+            *((name, 3) for name in ("page_allocated", "page_freed", "promoted", "interrupt")),
+        ],
+    )
+    def test_driver(self, name: str, value):
         """A driver that makes no sense is refused by name, and the device is no node."""
         with roomy() as dev, no_swap() as manager:
-            with pytest.raises(InvalidArgument, match=next(iter(bad))):
-                manager.add_node(dev, Driver(**bad))
+            with pytest.raises(InvalidArgument, match=re.escape(f"{name} {value!r}")):
+                manager.add_node(dev, Driver(**{name: value}))
             assert manager.nodes == ()
+
+    def test_not_even_that(self):
+        """What is no device, driver, manager or group at all is refused by name too."""
+        with roomy() as dev, no_swap() as manager:
+            for call, named in (
+                (lambda: manager.add_node("foo"), "device 'foo'"),
+                (lambda: manager.add_node(dev, "foo"), "driver 'foo'"),
+                (lambda: manager.memcg("foo"), "parent 'foo'"),
+                (lambda: manager.memcg(max="foo"), "max 'foo'"),
+                (lambda: ManagedMemory("1M", "1M", "foo"), "manager 'foo'"),
+                (lambda: ManagedMemory("1M", "foo", manager), "dram 'foo'"),
+                (lambda: ManagedMemory("1M", "1M", manager, group="foo"), "group 'foo'"),
+            ):
+                with pytest.raises(InvalidArgument, match=named):
+                    call()
+            assert (manager.nodes, manager.groups) == ((), (manager.root,))
 
     def test_closed(self):
         """A closed manager takes no memory and no node."""
