@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from cram_emu._core import check, choose, ffi, fields, lib, own, set_field
 from cram_emu._region import Handle
-from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, PoisonError
+from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, NoMemory, PoisonError
 from cram_emu.faults import Faults, Strike
 from cram_emu.mapping import DELIVERIES, PAGE, Mapping
 from cram_emu.sizes import parse_size
@@ -610,14 +610,17 @@ class _Interrupts:
         self._thread: threading.Thread | None = None
 
     def add(self, callback: Callable[[Any], object], newest: int, kind: type = Interrupt) -> None:
-        """kind: of what it is to be told, Interrupt, Strike or Consumption."""
+        """kind: of what it is to be told, Interrupt, Strike or Consumption. NoMemory: there is no thread for it."""
         with self._lock:
-            self._callbacks.append((kind, callback))
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, args=(newest,), name="cram-interrupts", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=(newest,), name="cram-interrupts", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise NoMemory(f"no thread for a device's events: {error}") from None
+                self._thread = thread
+            # In time: whoever brings the first event needs the lock.
+            self._callbacks.append((kind, callback))
 
     def remove(self, callback: Callable[[Any], object]) -> None:
         with self._lock:

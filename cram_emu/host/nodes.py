@@ -276,6 +276,7 @@ class Node:
         params.trim_buffer = self.driver.trim_buffer
         number = ffi.new("uint32_t *")
         # First: its registers may not answer.
+        _ = self.device.stats
         self._on_interrupt = self.device.on_interrupt(on_interrupt)
         try:
             check(lib.cram_zswap_add_node(self._manager()._handle, self.device._handle, params, number))
