@@ -427,8 +427,8 @@ struct cram_zswap_params {
 	uint32_t chain;           /* pages of a zspage at most: 4, 8 or 16 */
 	uint32_t codec;           /* enum cram_codec of the pool; not none */
 	int32_t level;
-	uint32_t shared;          /* 1: its settings, its view of nodes and its statistics are shared with the programs that attach to
-				   * cram_zswap_fd(), each of which has memory, a pool and nodes of its own */
+	uint32_t shared;          /* 1: its settings, limits, view of nodes and statistics are shared with the programs that attach to
+				   * cram_zswap_fd(), each of which has memory, a pool and a node of its own */
 	int32_t swap_fd;          /* a file of the caller's, closed with the manager; -1: no swap */
 	uint64_t swap_size;       /* bytes */
 };
@@ -482,7 +482,7 @@ void cram_zswap_free(cram_zswap *zswap);
 int cram_zswap_fd(const cram_zswap *zswap);
 int cram_zswap_set(cram_zswap *zswap, uint32_t setting, uint64_t value);
 uint64_t cram_zswap_get(const cram_zswap *zswap, uint32_t setting);
-/* Of a shared one: the sums over all programs, but for total_pages, swap and pool_cached, which are of this process. */
+/* Of a shared one: the sums over all programs, but for swap and pool_cached, which are of this process. */
 void cram_zswap_read_stats(const cram_zswap *zswap, struct cram_zswap_stats *stats);
 
 /* A size class of the pool, as /sys/kernel/debug/zsmalloc has it. */

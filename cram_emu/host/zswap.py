@@ -155,7 +155,7 @@ class Zswap:
     nodes: devices, tried in order, each with a Driver of defaults; add_node() has more to say. ram: what percentages are of
     (bytes; this host's memory). swap: size of the swap file, an unlinked one that takes room as it is used (as large as ram; 0:
     none). chain: pages of a zspage at most. query_interval: seconds between two questions to a device. shared: programs may
-    attach (lab/launch.py), each with a manager that has these settings and nodes; then the statistics are of all.
+    attach (lab/launch.py), each with a manager that has these settings and nodes; limits and statistics are of all.
 
     Its thread reclaims in the background, asks devices, and calls drivers; page faults never wait for it.
     """

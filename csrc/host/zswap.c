@@ -19,17 +19,34 @@ static uint64_t counter(const struct zswap *zswap, enum cram_zswap_counter numbe
 	return atomic_load_explicit(&zswap->row->counters[number], memory_order_relaxed);
 }
 
+/* What the other processes have: limits are of all together. Who has been killed may count for 10 ms more. */
+static uint64_t others(const struct zswap *zswap, enum cram_zswap_counter gauge)
+{
+	return zswap->shared ? board_sum_others(zswap->board, zswap->row, gauge) : 0;
+}
+
+static uint64_t direct_pages(const struct zswap *zswap)
+{
+	return counter(zswap, CRAM_ZSWAP_STORED_DIRECT) + others(zswap, CRAM_ZSWAP_STORED_DIRECT);
+}
+
+static uint64_t in_media(const struct zswap *zswap, unsigned node, uint64_t pages)
+{
+	return pages * atomic_load_explicit(&zswap->board->views[node].page_size, memory_order_relaxed) / PAGE_SIZE;
+}
+
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct)
 {
-	uint64_t pages = zpool_pages(&zswap->pool);
+	uint64_t pages = zpool_pages(&zswap->pool) + others(zswap, CRAM_ZSWAP_POOL_PAGES);
 
 	if (direct == CRAM_DIRECT_PAGE)
-		pages += counter(zswap, CRAM_ZSWAP_STORED_DIRECT);
-	else if (direct == CRAM_DIRECT_SIZE)
-		for (unsigned i = 0; i < NODES_MAX; i++)
-			pages += atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed) *
-				 atomic_load_explicit(&zswap->board->views[i].page_size, memory_order_relaxed) / PAGE_SIZE;
-	return pages;
+		return pages + direct_pages(zswap);
+	if (direct == CRAM_DIRECT_NONE)
+		return pages;
+	for (unsigned i = 0; i < NODES_MAX; i++)
+		pages += in_media(zswap, i, atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed));
+	/* A program that attaches has one node, the first. */
+	return pages + in_media(zswap, 0, others(zswap, CRAM_ZSWAP_STORED_DIRECT));
 }
 
 static uint64_t percent_of_ram(const struct zswap *zswap, enum cram_zswap_setting percent)
@@ -45,16 +62,33 @@ uint64_t zswap_max_pages(const struct zswap *zswap)
 /* mm/zswap.c, zswap_check_limits(): two thresholds, or a pool at its limit would take and refuse in turns. */
 static bool check_limits(struct zswap *zswap)
 {
-	uint64_t pages = zswap_total_pages(zswap, (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT));
-	uint64_t max = zswap_max_pages(zswap);
+	enum cram_direct_limit direct = (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT);
+	uint64_t pages = zswap_total_pages(zswap, direct), max = zswap_max_pages(zswap);
+	uint64_t accept = max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100;
+	bool full = atomic_load_explicit(&zswap->board->pool_full, memory_order_relaxed);
 
+	/* Who is dead is asked only where it matters. */
+	if (zswap->shared && (pages >= max || (full && pages > accept)) && board_find_dead(zswap->board, false))
+		pages = zswap_total_pages(zswap, direct);
 	if (pages >= max) {
 		zswap_count(zswap, CRAM_ZSWAP_POOL_LIMIT_HIT, 1);
-		atomic_store_explicit(&zswap->pool_full, 1, memory_order_relaxed);
-	} else if (pages <= max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100) {
-		atomic_store_explicit(&zswap->pool_full, 0, memory_order_relaxed);
+		full = true;
+	} else if (pages <= accept) {
+		full = false;
 	}
-	return atomic_load_explicit(&zswap->pool_full, memory_order_relaxed);
+	/* Others read the same line: it is written when it changes. */
+	if (full != atomic_load_explicit(&zswap->board->pool_full, memory_order_relaxed))
+		atomic_store_explicit(&zswap->board->pool_full, full, memory_order_relaxed);
+	return full;
+}
+
+/* Do the pages on nodes leave room for one more? */
+static bool direct_allowed(const struct zswap *zswap)
+{
+	uint64_t limit = percent_of_ram(zswap, CRAM_ZSWAP_MAX_DIRECT_PERCENT);
+
+	return limit == 0 || direct_pages(zswap) < limit ||
+	       (zswap->shared && board_find_dead(zswap->board, false) && direct_pages(zswap) < limit);
 }
 
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
@@ -122,15 +156,13 @@ static uint32_t charge_of(struct zswap *zswap, struct node *node, struct op *op,
 /* The first node that takes it; except is one that does not. 0: none. */
 static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except)
 {
-	uint64_t limit = percent_of_ram(zswap, CRAM_ZSWAP_MAX_DIRECT_PERCENT);
-
 	for (unsigned i = 0; i < NODES_MAX; i++) {
 		struct node *node = &zswap->nodes[i];
 		uint64_t dpa;
 
 		if (i == except || atomic_load(&node->state) != NODE_ONLINE)
 			continue;
-		if (limit > 0 && counter(zswap, CRAM_ZSWAP_STORED_DIRECT) >= limit) {
+		if (!direct_allowed(zswap)) {
 			atomic_fetch_add_explicit(&node->refused[CRAM_REFUSED_LIMIT], 1, memory_order_relaxed);
 			continue;
 		}
@@ -485,6 +517,7 @@ int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsi
 static int open_board(struct zswap *zswap, const struct cram_zswap_params *params, struct board *board)
 {
 	zswap->board_fd = -1;
+	zswap->shared = board != NULL || params->shared;
 	zswap->board = board != NULL ? board : board_create(params->shared ? &zswap->board_fd : NULL);
 	if (zswap->board == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for a manager's board");

@@ -38,8 +38,8 @@ struct zswap {
 	struct node nodes[NODES_MAX];
 	struct board *board;
 	struct board_row *row;      /* ours, to count in */
-	int board_fd;               /* -1: it is nobody else's */
-	_Atomic uint32_t pool_full;    /* the limit was met, and the pool has not fallen to the acceptance threshold */
+	int board_fd;               /* -1: it is not ours to give */
+	bool shared;                /* the board has others' rows too */
 	/* Who wants to hear: see cram_zswap_wait(). */
 	_Atomic uint32_t bell;
 	_Atomic uint32_t listeners;    /* 1: somebody has waited */
@@ -93,7 +93,8 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
  * no node takes it, or the poison list is full; CRAM_EPOISON: it is already. */
 int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned line, uint64_t *dpa);
 
-/* total_pages of mm/zswap.c, with the direct ones as the setting has it; and the limit. */
+/* total_pages of mm/zswap.c, of all processes that share the manager, with the direct ones as the setting has it; and the
+ * limit. */
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct);
 uint64_t zswap_max_pages(const struct zswap *zswap);
 
