@@ -505,6 +505,7 @@ enum { CRAM_NODES_MAX = 16 };
 struct cram_node_params {
 	uint32_t live_registers; /* 1: each store looks at the device's registers; 0: at what was published only */
 	uint32_t trim_buffer;    /* pages freed that may wait for cram_node_flush(); 0: trimmed at once. At most 4096 */
+	uint32_t approves;       /* 1: but for reclaim inside a fault, the node takes what cram_node_answer() has approved of, only */
 };
 
 enum cram_refusal {
@@ -560,7 +561,7 @@ int cram_managed_create(cram_zswap *zswap, const struct cram_managed_params *par
 /* Takes frames away until so many pages are stored, or none is left to take; *done: how many. */
 int cram_map_reclaim(cram_map *map, uint64_t pages, uint64_t *done);
 /* The same in the background: until the memory is at its low mark. */
-int cram_map_balance(cram_map *map, uint64_t *done);
+int cram_map_balance(cram_map *map, uint64_t pages, uint64_t *done);
 /* Gives the range back: it reads as zeros. Multiples of 4096. */
 int cram_map_discard(cram_map *map, uint64_t offset, uint64_t length);
 /* Writes back up to so many pages of the pool, of which those that were used since get a second chance; *done: how many were. */

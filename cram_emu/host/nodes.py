@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 0.1
 _BATCH = 256
 
+#: .now: this thread is in a page_allocated.
+_approving = threading.local()
+
 _REFUSALS = {
     lib.CRAM_REFUSED_NO_ALLOC: "no_alloc",
     lib.CRAM_REFUSED_VERDICT: "verdict",
@@ -56,7 +59,8 @@ def _has_room(node: Node, registers: Stats) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Driver:
-    """A node's driver: what the manager asks and tells it. All run in the manager's thread, interrupt in the device's.
+    """A node's driver: what the manager asks and tells it. All but page_allocated run in the manager's thread, interrupt in the
+    device's.
 
     Pages are numbers of device pages (DPA / 4096), in an array("Q"), or, with batched=False, one by one. A callback that
     raises, or takes long, is reported and counted; no page is lost by it.
@@ -65,7 +69,9 @@ class Driver:
     #: safe(node, registers): may the node take pages, as far as its registers tell? Asked at most every query_interval.
     safe: Callable[[Node, Stats], bool] = _has_room
     #: page_allocated(node, pages): 0, -ENXIO (not a page of this driver) or another negative errno, for all or a list for
-    #: each. Asked in advance, for pages that are empty yet; a reclaim inside a fault does not ask it.
+    #: each. Asked in advance, for pages that are empty yet, by who reclaims: the manager's thread, or the one that calls
+    #: reclaim(), balance(), add_node(), or sets Memcg.max. Nothing is stored on other pages but by a reclaim inside a fault,
+    #: which does not ask. It may touch managed memory; what it reclaims itself does not ask it again.
     page_allocated: Callable[[Node, array | int], int | list[int]] | None = None
     #: page_freed(node, pages): they hold nothing any more.
     page_freed: Callable[[Node, array | int], object] | None = None
@@ -225,8 +231,8 @@ class Node:
                 _warn(f"node {self.number}: {name} took {time.monotonic() - start:.1f} s")
 
     def refill(self) -> None:
-        """Has the driver approve of pages in advance."""
-        if self.driver.page_allocated is None:
+        """Has the driver approve of pages in advance; not from page_allocated itself, which would go on for ever."""
+        if self.driver.page_allocated is None or getattr(_approving, "now", False):
             return
         dpas = ffi.new("uint64_t[]", _BATCH)
         with self._lock:
@@ -234,9 +240,11 @@ class Node:
         if n == 0:
             return
         answers = [-errno.EIO] * n
+        _approving.now = True
         try:
             answers = self._ask(array("Q", (dpas[i] // PAGE for i in range(n))))
         finally:
+            _approving.now = False
             self._answer(dpas, answers)
         self._refused_all = all(answer != 0 for answer in answers)
         self._publish()
@@ -262,6 +270,7 @@ class Node:
         params = ffi.new("struct cram_node_params *")
         params.live_registers = bool(self.driver.live_registers)
         params.trim_buffer = self.driver.trim_buffer
+        params.approves = self.driver.page_allocated is not None
         number = ffi.new("uint32_t *")
         # First: its registers may not answer.
         self._on_interrupt = self.device.on_interrupt(on_interrupt)

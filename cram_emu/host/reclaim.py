@@ -25,6 +25,8 @@ _NOTES = 1024
 _SHRINK_BATCH = 256
 #: Pages reclaimed at a time from a group that is over its limit.
 _GROUP_BATCH = 64
+#: Pages reclaimed between two questions to drivers who approve of pages.
+_APPROVED = 256
 
 
 class Reclaimer:
@@ -101,6 +103,21 @@ def reclaim(manager: Zswap) -> None:
                 memory.shrink(_shrinker_share(manager, reclaimed))
     for group in manager._groups:
         reclaim_group(manager, group)
+
+
+def approve(manager: Zswap) -> int:
+    """Has drivers approve of pages; how many may be reclaimed before they are to be asked again."""
+    pages = 2**63
+    for node in manager.nodes:
+        if node.driver.page_allocated is None:
+            continue
+        # It may leave meanwhile.
+        with suppress(CramError):
+            if node.stats.stock < _APPROVED:
+                node.refill()
+            # One without any takes none, and leaves it to the others.
+            pages = min(pages, node.stats.stock or _APPROVED)
+    return pages
 
 
 def _shrinker_share(manager: Zswap, reclaimed: int) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, ffi, lib, own, set_field
 from cram_emu.device import Device
-from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
+from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument, NoSpace
 from cram_emu.host.memcg import Memcg, check_name, limit_of
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
@@ -316,7 +316,19 @@ class Zswap:
         """
         if node not in self._nodes:
             raise InvalidArgument(f"{node!r}: not a node of this manager")
-        node.leave()
+        left = 0
+        while True:
+            try:
+                node.leave()
+                break
+            except NoSpace:
+                # Other nodes take what their drivers have approved of: while that gets it on, they are asked for more.
+                if node.stats.stored == left:
+                    raise
+                left = node.stats.stored
+                for other in self._nodes:
+                    if other is not node:
+                        other.refill()
         self._nodes = [other for other in self._nodes if other is not node]
         self._subscribe()
 

@@ -250,7 +250,9 @@ int cram_zswap_add_node(cram_zswap *zswap, cram_device *device, const struct cra
 	uint32_t free = 0;
 	int code;
 
-	if (params->live_registers > 1 || params->trim_buffer > NODE_TRIMS)
+	if (params->live_registers > 1 || params->approves > 1)
+		return cram_fail(CRAM_EINVAL, "live registers %u, approves %u: not 0 or 1", params->live_registers, params->approves);
+	if (params->trim_buffer > NODE_TRIMS)
 		return cram_fail(CRAM_EINVAL, "trim buffer of %u pages: not from 0 to %u", params->trim_buffer, NODE_TRIMS);
 	code = visit_begin_at(zswap->home, &home, true);
 	if (code != 0)
@@ -517,9 +519,9 @@ int cram_map_reclaim(cram_map *map, uint64_t pages, uint64_t *done)
 	return reclaim(map, pages, 0, done);
 }
 
-int cram_map_balance(cram_map *map, uint64_t *done)
+int cram_map_balance(cram_map *map, uint64_t pages, uint64_t *done)
 {
-	return reclaim(map, UINT64_MAX, map->pager.low, done);
+	return reclaim(map, pages, map->pager.low, done);
 }
 
 int cram_map_discard(cram_map *map, uint64_t offset, uint64_t length)

@@ -154,7 +154,7 @@ static uint32_t charge_of(struct zswap *zswap, struct node *node, struct op *op,
 }
 
 /* The first node that takes it; except is one that does not. 0: none. */
-static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except)
+static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except, bool unasked)
 {
 	for (unsigned i = 0; i < NODES_MAX; i++) {
 		struct node *node = &zswap->nodes[i];
@@ -168,7 +168,7 @@ static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *fr
 		}
 		if (node_may_take(node) != CRAM_TAKEN)
 			continue;
-		dpa = node_store(node, op, frame);
+		dpa = node_store(node, op, frame, unasked);
 		if (dpa != DEVICE_NO_PAGE) {
 			uint32_t charge = charge_of(zswap, node, op, dpa);
 
@@ -247,10 +247,11 @@ static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
 
 /* zswap proper: a node, or the pool. 0: neither. */
 static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, unsigned except,
-			  bool force)
+			  enum store_why why)
 {
 	struct zswap *zswap = memory->zswap;
 	bool counted = zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT) != CRAM_DIRECT_NONE, full;
+	bool force = why == STORE_FORCED;
 	uint64_t entry = 0;
 
 	if (!force && !zswap_setting(zswap, CRAM_ZSWAP_ENABLED))
@@ -262,7 +263,7 @@ static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t p
 	/* Direct pages that do not count against the limit do not ask for it either. */
 	full = counted && !force && check_limits(zswap);
 	if (!full)
-		entry = put_direct(zswap, op, frame, except);
+		entry = put_direct(zswap, op, frame, except, why != STORE_RECLAIM);
 	if (entry == 0 && !counted && !force)
 		full = check_limits(zswap);
 	if (entry == 0 && !full)
@@ -280,18 +281,19 @@ static void charge(struct zswap_memory *memory, uint64_t entry, int sign)
 		memcg_charge_zswap(&memory->zswap->groups, memory->group, sign * (int64_t)swap_size(entry), sign);
 }
 
-bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, bool force)
+bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, enum store_why why)
 {
 	struct zswap *zswap = memory->zswap;
+	enum store_why first = why == STORE_FAULT ? STORE_FAULT : STORE_RECLAIM;
 	uint64_t entry;
 
 	if (is_zero(frame)) {
 		entry = put_zero(zswap);
-	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, false)) != 0) {
+	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, first)) != 0) {
 		zswap_count(zswap, CRAM_ZSWAP_ZSWPOUT, 1);
 		memcg_count(&zswap->groups, memory->group, zswpout, 1);
-	} else if ((entry = put_file(memory, frame)) == 0 && force) {
-		entry = put_zswap(memory, op, page, frame, NODE_NONE, true);
+	} else if ((entry = put_file(memory, frame)) == 0 && why == STORE_FORCED) {
+		entry = put_zswap(memory, op, page, frame, NODE_NONE, STORE_FORCED);
 	}
 	if (entry == 0) {
 		zswap_count(zswap, CRAM_ZSWAP_RECLAIM_FAIL, 1);
@@ -484,7 +486,7 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
 		lose(memory, op, page);
 		return true;
 	}
-	moved = put_zswap(memory, op, page, op->page, node, false);
+	moved = put_zswap(memory, op, page, op->page, node, STORE_RECLAIM);
 	if (moved == 0)
 		moved = put_file(memory, op->page);
 	if (moved == 0)
@@ -500,7 +502,7 @@ int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsi
 	if (swap_tag(entry) != SWAP_DIRECT) {
 		if (!zswap_load(memory, op, page, op->page))
 			return cram_fail(CRAM_EPOISON, "it is poison already");
-		moved = put_direct(memory->zswap, op, op->page, NODE_NONE);
+		moved = put_direct(memory->zswap, op, op->page, NODE_NONE, false);
 		if (moved == 0)
 			return cram_fail(CRAM_EBUSY, "its driver lets the node take no page now");
 		replace(memory, op, page, entry, moved);

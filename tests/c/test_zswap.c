@@ -82,7 +82,7 @@ static bool store_kind(struct world *world, uint64_t page, uint32_t version, uns
 	if (version > 0)
 		rig_fill(frame, page, version, kind);
 	lock_page(world, page);
-	stored = zswap_store(&world->memory, op, page, frame, force);
+	stored = zswap_store(&world->memory, op, page, frame, force ? STORE_FORCED : STORE_RECLAIM);
 	if (stored)
 		world->versions[page] = version;
 	swaptable_unlock(&world->memory.table, page);
