@@ -446,9 +446,9 @@ enum cram_zswap_counter {
 	CRAM_ZSWAP_LAST_GAUGE = CRAM_ZSWAP_POOL_PAGES, /* up to here they may fall */
 	CRAM_ZSWAP_WRITTEN_BACK,
 	CRAM_ZSWAP_POOL_LIMIT_HIT,
-	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* refused because the pool is full */
-	CRAM_ZSWAP_REJECT_COMPRESS_POOR, /* did not shrink, and may not be written back */
-	CRAM_ZSWAP_REJECT_COMPRESS_FAIL,
+	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* write-backs of the pool that failed */
+	CRAM_ZSWAP_REJECT_COMPRESS_POOR, /* no compressor here says that */
+	CRAM_ZSWAP_REJECT_COMPRESS_FAIL, /* did not shrink, and may not be written back */
 	CRAM_ZSWAP_REJECT_ALLOC_FAIL,
 	CRAM_ZSWAP_REJECT_KMEMCACHE_FAIL,
 	CRAM_ZSWAP_REJECT_MEMCG,  /* memory.zswap.max */

@@ -46,9 +46,9 @@ class ZswapStats:
     pool_cached_pages: int  #: free, kept for a while
     written_back_pages: int
     pool_limit_hit: int
-    reject_reclaim_fail: int  #: the pool was full
-    reject_compress_poor: int
-    reject_compress_fail: int
+    reject_reclaim_fail: int  #: write-backs that failed: a full swap file. What a full pool refuses is not counted
+    reject_compress_poor: int  #: 0, as with the kernel's lz4 and zstd
+    reject_compress_fail: int  #: did not shrink, and may not be written back
     reject_alloc_fail: int
     reject_kmemcache_fail: int
     reject_memcg: int  #: memory.zswap.max

@@ -223,7 +223,8 @@ static uint64_t compress_to_pool(struct zswap_memory *memory, struct op *op, uin
 	if (length != 0 && length < PAGE_SIZE)
 		return put_pool(memory, page, op->form, length);
 	if (!force && !memcg_may_write_back(&zswap->groups, memory->group)) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_POOR, 1);
+		/* zswap_compress() makes it -EINVAL, a failure; poor is what a compressor itself calls -ENOSPC. */
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_FAIL, 1);
 		return 0;
 	}
 	return put_pool(memory, page, frame, PAGE_SIZE);
@@ -268,10 +269,8 @@ static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t p
 		full = check_limits(zswap);
 	if (entry == 0 && !full)
 		entry = compress_to_pool(memory, op, page, frame, force);
-	if (full) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_RECLAIM_FAIL, 1);
+	if (full)
 		zswap_want(zswap, CRAM_WORK_SHRINK);
-	}
 	return entry;
 }
 
@@ -466,8 +465,13 @@ bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
 		swaptable_set(&memory->table, page, entry & ~SWAP_REFERENCED);
 		return false;
 	}
-	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0)
+	/* shrink_memcg(): where there is no write-back, none fails. */
+	if (zswap->swap.slots == 0 || !memcg_may_write_back(&zswap->groups, memory->group))
 		return false;
+	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_RECLAIM_FAIL, 1);
+		return false;
+	}
 	replace(memory, op, page, entry, written);
 	zswap_count(zswap, CRAM_ZSWAP_WRITTEN_BACK, 1);
 	zswap_count(zswap, CRAM_ZSWAP_ZSWPWB, 1);
