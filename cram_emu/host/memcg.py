@@ -69,7 +69,8 @@ class Memcg:
 
     @property
     def max(self) -> int | None:
-        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be."""
+        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be:
+        frames, and, with the manager's shrinker_enabled, what is in the pool."""
         return _limit(self._stats().max)
 
     @max.setter

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import weakref
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from threading import Thread, current_thread
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from cram_emu.errors import CramError
 
 if TYPE_CHECKING:
     from cram_emu.host.memcg import Memcg
+    from cram_emu.host.memory import ManagedMemory
     from cram_emu.host.zswap import Zswap
 
 _PAGE = 4096
@@ -129,19 +131,30 @@ def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
 
 
 def reclaim_group(manager: Zswap, group: Memcg) -> None:
-    """Brings a group below its limit, if it has one and that can be done."""
+    """Brings a group below its limit, if it has one and that can be done: by its frames; where they do not help, and the
+    shrinker is enabled, by what its memories have in the pool."""
     limit = group.max
     if limit is None:
         return
     memories = [memory for memory in list(manager._memories) if memory.group in group]
     while group.current > limit:
         before = group.current
-        with suppress(CramError):
-            for memory in memories:
+        for memory in memories:
+            with suppress(CramError):
                 memory.reclaim(_GROUP_BATCH)
         # What is stored may be charged as much as what was freed.
-        if group.current >= before:
+        if group.current >= before and not (manager.shrinker_enabled and _write_back(memories, _GROUP_BATCH)):
             return
+
+
+def _write_back(memories: Iterable[ManagedMemory], pages: int) -> int:
+    """Writes back up to so many pages of each; how many were."""
+    written = 0
+    for memory in memories:
+        # It may be closed meanwhile.
+        with suppress(CramError):
+            written += memory.shrink(pages)
+    return written
 
 
 def shrink(manager: Zswap) -> None:
@@ -152,10 +165,7 @@ def shrink(manager: Zswap) -> None:
         accept = stats.max_pages * manager.accept_threshold_percent // 100
         if stats.total_pages[manager.direct_limit] <= accept:
             return
-        written = 0
-        for memory in list(manager._memories):
-            with suppress(CramError):
-                written += memory.shrink(_SHRINK_BATCH)
+        written = _write_back(list(manager._memories), _SHRINK_BATCH)
 
 
 def tell(manager: Zswap, notes) -> None:

@@ -143,6 +143,30 @@ class TestMax:
             assert manager.root.current <= 256 << 10
             assert {page: get(memory, page) for page in range(512)} == pages_of(512, 200)
 
+    def test_lowered_below_the_pool(self):
+        """A limit below what the pool has is met by writing that back where the shrinker is enabled; else, or where there is no way
+        to, it is not, and setting it ends all the same. Nobody else's pages go."""
+        pages = pages_of(256, 2000)
+        for enabled, swap, writeback, met in (
+            (True, "4M", True, True),
+            (False, "4M", True, False),
+            (True, 0, True, False),
+            (True, "4M", False, False),
+        ):
+            with Zswap(ram="64M", swap=swap, shrinker_enabled=enabled) as manager:
+                group = manager.memcg(max="4M", zswap_writeback=writeback)
+                with memory_of(manager, 256, group=manager.memcg(group)) as memory, memory_of(manager, 32) as beside:
+                    store(beside, pages_of(32, 2000))
+                    for page, data in pages.items():
+                        put(memory, page, data)
+                    group.max = "256K"
+                    assert (group.current <= 256 << 10) == met
+                    assert (group.stats.zswpwb > 0) == met
+                    assert group.stats.anon == 0
+                    assert places(beside) == {"pool": 32}
+                    check_sums(manager)
+                    assert {page: get(memory, page) for page in pages} == pages
+
     def test_events(self):
         """Each time that a limit is met counts, for the group that has it and those above; for nobody below or beside."""
         with roomy() as dev, no_swap([dev], charging="size") as manager:
