@@ -598,6 +598,7 @@ enum cram_zswap_work {
 	CRAM_WORK_SHRINK = 2,  /* the pool has met its limit */
 	CRAM_WORK_NOTES = 4,
 	CRAM_WORK_TRIM = 16,   /* a page waits to be trimmed */
+	CRAM_WORK_ZSWAP_MAX = 32, /* a memory cgroup has met its memory.zswap.max */
 	CRAM_WORK_STOP = 8,    /* somebody called cram_zswap_wake() */
 };
 /* Sleeps until there is work or the time is over (timeout_ms < 0: for ever); the bits, 0 when it was over. One thread. */

@@ -81,7 +81,9 @@ class Memcg:
 
     @property
     def zswap_max(self) -> int | None:
-        """memory.zswap.max"""
+        """memory.zswap.max; None: no limit. A page that comes when it is met goes to the swap file; the manager's thread then
+        writes older ones back until there is room again. The kernel writes one back first, and takes the page.
+        """
         return _limit(self._stats().zswap_max)
 
     @zswap_max.setter

@@ -76,6 +76,9 @@ class Reclaimer:
             reclaim(manager)
         if work & lib.CRAM_WORK_SHRINK:
             shrink(manager)
+        if work & lib.CRAM_WORK_ZSWAP_MAX:
+            for group in manager._groups:
+                shrink_group(manager, group)
         if work & lib.CRAM_WORK_NOTES:
             tell(manager, notes)
         if due is None and work & lib.CRAM_WORK_TRIM:
@@ -136,7 +139,7 @@ def reclaim_group(manager: Zswap, group: Memcg) -> None:
     limit = group.max
     if limit is None:
         return
-    memories = [memory for memory in list(manager._memories) if memory.group in group]
+    memories = _memories_of(manager, group)
     while group.current > limit:
         before = group.current
         for memory in memories:
@@ -145,6 +148,22 @@ def reclaim_group(manager: Zswap, group: Memcg) -> None:
         # What is stored may be charged as much as what was freed.
         if group.current >= before and not (manager.shrinker_enabled and _write_back(memories, _GROUP_BATCH)):
             return
+
+
+def shrink_group(manager: Zswap, group: Memcg) -> None:
+    """Writes a group's part of the pool back until it is below memory.zswap.max, or nothing more goes."""
+    limit = group.zswap_max
+    if limit is None:
+        return
+    memories = _memories_of(manager, group)
+    written = 1
+    while written and (over := group.zswap_current - limit) >= 0:
+        # Not more than is needed: no page is charged more than a page.
+        written = _write_back(memories, max(1, over // (_PAGE * len(memories)))) if memories else 0
+
+
+def _memories_of(manager: Zswap, group: Memcg) -> list[ManagedMemory]:
+    return [memory for memory in list(manager._memories) if memory.group in group]
 
 
 def _write_back(memories: Iterable[ManagedMemory], pages: int) -> int:

@@ -554,7 +554,8 @@ static uint64_t shrink_turn(struct cram_map *map, struct op *op, uint64_t most, 
 		atomic_store(&map->shrink_hand, page == PAGESET_END ? 0 : page + 1);
 		if (page == PAGESET_END)
 			continue;
-		if (!pager_lock_known(pager, op, page, false))
+		/* Waits: who stores a batch has all of its pages until the last of them has met the limit, and called us. */
+		if (!pager_lock_known(pager, op, page, true))
 			continue;
 		written += zswap_write_back(&map->managed, op, page);
 		pager_unlock(pager, op, page);

@@ -93,8 +93,10 @@ static bool direct_allowed(const struct zswap *zswap)
 
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
 {
-	if (atomic_load_explicit(&zswap->listeners, memory_order_relaxed) == 0 ||
-	    (atomic_fetch_or(&zswap->wanted, work) & work))
+	if ((atomic_load(&zswap->wanted) & work) || (atomic_fetch_or(&zswap->wanted, work) & work))
+		return;
+	/* Who has not waited yet finds it. */
+	if (atomic_load(&zswap->listeners) == 0)
 		return;
 	atomic_fetch_add(&zswap->bell, 1);
 	futex_wake_all(&zswap->bell);
@@ -246,6 +248,21 @@ static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
 	return swap_make(SWAP_FILE, slot, 0);
 }
 
+/* Has a group of the memory's met its memory.zswap.max? zswap_store() has such a group write a page back first, and refuses only
+ * where that fails. We hold a page, and may not wait for others: this one is refused, and the manager's thread writes back. */
+static bool over_zswap_max(struct zswap_memory *memory)
+{
+	struct zswap *zswap = memory->zswap;
+	uint32_t group = memcg_zswap_over(&zswap->groups, memory->group);
+
+	if (group == MEMCG_NONE)
+		return false;
+	zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
+	if (atomic_load_explicit(&zswap->groups.group[group].zswap, memory_order_relaxed) > 0 && zswap->swap.slots > 0)
+		zswap_want(zswap, CRAM_WORK_ZSWAP_MAX);
+	return true;
+}
+
 /* zswap proper: a node, or the pool. 0: neither. */
 static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, unsigned except,
 			  enum store_why why)
@@ -257,10 +274,8 @@ static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t p
 
 	if (!force && !zswap_setting(zswap, CRAM_ZSWAP_ENABLED))
 		return 0;
-	if (!force && !memcg_may_zswap(&zswap->groups, memory->group)) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
+	if (!force && over_zswap_max(memory))
 		return 0;
-	}
 	/* Direct pages that do not count against the limit do not ask for it either. */
 	full = counted && !force && check_limits(zswap);
 	if (!full)
