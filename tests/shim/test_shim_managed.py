@@ -16,6 +16,7 @@ from placed import TIMEOUT, WINDOW, run
 from cram_emu import Device, named
 from cram_emu.host import Zswap
 from cram_emu.lab import launch
+from cram_emu.sizes import format_size
 
 MODE = ("--mode", "zswap")
 NAME = f"managed-{os.getpid()}"
@@ -50,6 +51,8 @@ class TestFull:
         assert (told["dropped_writes"], told["poisoned"]) == (0, 0)
         assert told["lthresh"] > 0 and told["pool"] > 16 << 20 and told["resident_frames"] <= 8 << 8
         assert told["manager"]["zswpin"] > 0
+        limit = format_size(told["manager"]["max_pages"] * 4096)
+        assert re.search(rf"^pool .*; all processes may have {limit}$", done.stderr, re.M)
 
     def test_twin_direct(self) -> None:
         """Without a manager the same program dies of poison on that device."""
