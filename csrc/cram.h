@@ -435,8 +435,8 @@ struct cram_zswap_params {
 	uint32_t chain;           /* pages of a zspage at most: 4, 8 or 16 */
 	uint32_t codec;           /* enum cram_codec of the pool; not none */
 	int32_t level;
-	uint32_t shared;          /* 1: its settings, its view of nodes and its statistics are shared with the programs that attach to
-				   * cram_zswap_fd(), each of which has memory, a pool and nodes of its own */
+	uint32_t shared;          /* 1: its settings, limits, view of nodes and statistics are shared with the programs that attach to
+				   * cram_zswap_fd(), each of which has memory, a pool and a node of its own */
 	int32_t swap_fd;          /* a file of the caller's, closed with the manager; -1: no swap */
 	uint64_t swap_size;       /* bytes */
 };
@@ -454,9 +454,9 @@ enum cram_zswap_counter {
 	CRAM_ZSWAP_LAST_GAUGE = CRAM_ZSWAP_POOL_PAGES, /* up to here they may fall */
 	CRAM_ZSWAP_WRITTEN_BACK,
 	CRAM_ZSWAP_POOL_LIMIT_HIT,
-	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* refused because the pool is full */
-	CRAM_ZSWAP_REJECT_COMPRESS_POOR, /* did not shrink, and may not be written back */
-	CRAM_ZSWAP_REJECT_COMPRESS_FAIL,
+	CRAM_ZSWAP_REJECT_RECLAIM_FAIL,  /* write-backs of the pool that failed */
+	CRAM_ZSWAP_REJECT_COMPRESS_POOR, /* no compressor here says that */
+	CRAM_ZSWAP_REJECT_COMPRESS_FAIL, /* did not shrink, and may not be written back */
 	CRAM_ZSWAP_REJECT_ALLOC_FAIL,
 	CRAM_ZSWAP_REJECT_KMEMCACHE_FAIL,
 	CRAM_ZSWAP_REJECT_MEMCG,  /* memory.zswap.max */
@@ -490,7 +490,7 @@ void cram_zswap_free(cram_zswap *zswap);
 int cram_zswap_fd(const cram_zswap *zswap);
 int cram_zswap_set(cram_zswap *zswap, uint32_t setting, uint64_t value);
 uint64_t cram_zswap_get(const cram_zswap *zswap, uint32_t setting);
-/* Of a shared one: the sums over all programs, but for total_pages, swap and pool_cached, which are of this process. */
+/* Of a shared one: the sums over all programs, but for swap and pool_cached, which are of this process. */
 void cram_zswap_read_stats(const cram_zswap *zswap, struct cram_zswap_stats *stats);
 
 /* A size class of the pool, as /sys/kernel/debug/zsmalloc has it. */
@@ -513,6 +513,7 @@ enum { CRAM_NODES_MAX = 16 };
 struct cram_node_params {
 	uint32_t live_registers; /* 1: each store looks at the device's registers; 0: at what was published only */
 	uint32_t trim_buffer;    /* pages freed that may wait for cram_node_flush(); 0: trimmed at once. At most 4096 */
+	uint32_t approves;       /* 1: but for reclaim inside a fault, the node takes what cram_node_answer() has approved of, only */
 };
 
 enum cram_refusal {
@@ -568,7 +569,7 @@ int cram_managed_create(cram_zswap *zswap, const struct cram_managed_params *par
 /* Takes frames away until so many pages are stored, or none is left to take; *done: how many. */
 int cram_map_reclaim(cram_map *map, uint64_t pages, uint64_t *done);
 /* The same in the background: until the memory is at its low mark. */
-int cram_map_balance(cram_map *map, uint64_t *done);
+int cram_map_balance(cram_map *map, uint64_t pages, uint64_t *done);
 /* Gives the range back: it reads as zeros. Multiples of 4096. */
 int cram_map_discard(cram_map *map, uint64_t offset, uint64_t length);
 /* Writes back up to so many pages of the pool, of which those that were used since get a second chance; *done: how many were. */
@@ -605,6 +606,7 @@ enum cram_zswap_work {
 	CRAM_WORK_SHRINK = 2,  /* the pool has met its limit */
 	CRAM_WORK_NOTES = 4,
 	CRAM_WORK_TRIM = 16,   /* a page waits to be trimmed */
+	CRAM_WORK_ZSWAP_MAX = 32, /* a memory cgroup has met its memory.zswap.max */
 	CRAM_WORK_STOP = 8,    /* somebody called cram_zswap_wake() */
 };
 /* Sleeps until there is work or the time is over (timeout_ms < 0: for ever); the bits, 0 when it was over. One thread. */

@@ -537,7 +537,11 @@ def _managed(report: Report) -> Iterator[list[str]]:
         f"{format_size(report.resident_frames * 4096)} of frames at most, {format_size(report.window)} a process;"
         f" {_processes(report)}",
     ]
-    yield ["pool", f"{format_size(report.pool)} beside them at most, for {format_size(report.pooled)}"]
+    yield [
+        "pool",
+        f"{format_size(report.pool)} beside them at most, for {format_size(report.pooled)};"
+        f" all processes may have {format_size(counters['max_pages'] * 4096)}",
+    ]
     yield ["on the device", f"{format_size(report.direct)} at most"]
     yield [
         "pages",

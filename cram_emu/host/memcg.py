@@ -69,7 +69,8 @@ class Memcg:
 
     @property
     def max(self) -> int | None:
-        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be."""
+        """memory.max; None: no limit. Set below what is charged, it reclaims until it is met, or nothing more can be:
+        frames, and, with the manager's shrinker_enabled, what is in the pool."""
         return _limit(self._stats().max)
 
     @max.setter
@@ -80,7 +81,9 @@ class Memcg:
 
     @property
     def zswap_max(self) -> int | None:
-        """memory.zswap.max"""
+        """memory.zswap.max; None: no limit. A page that comes when it is met goes to the swap file; the manager's thread then
+        writes older ones back until there is room again. The kernel writes one back first, and takes the page.
+        """
         return _limit(self._stats().zswap_max)
 
     @zswap_max.setter

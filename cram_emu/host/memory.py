@@ -8,6 +8,7 @@ from typing import Literal
 from cram_emu._core import check, choose, expect, ffi, lib, set_field
 from cram_emu.errors import InvalidArgument
 from cram_emu.host.memcg import Memcg
+from cram_emu.host.reclaim import approve
 from cram_emu.host.zswap import Zswap
 from cram_emu.mapping import DELIVERIES, Mapping
 from cram_emu.sizes import parse_size
@@ -81,21 +82,32 @@ class ManagedMemory(Mapping):
         return Place(where, page.node if direct else None, page.dpa if direct else None, page.size)
 
     def reclaim(self, pages: int) -> int:
-        """Takes frames until so many pages are stored, or no more can be; returns how many."""
-        return self._work(lib.cram_map_reclaim, pages)
+        """Takes frames until so many pages are stored, or no more can be; returns how many. It has drivers approve of pages."""
+        return self._reclaim(lib.cram_map_reclaim, self._number(pages))
 
     def shrink(self, pages: int) -> int:
         """Writes back up to so many pages of the pool to the swap file; returns how many."""
-        return self._work(lib.cram_map_shrink, pages)
+        return self._done(lib.cram_map_shrink, self._number(pages))
 
-    def _work(self, function, pages: int) -> int:
+    @staticmethod
+    def _number(pages: int) -> int:
         if not isinstance(pages, int) or not 0 <= pages < 2**63:
             raise InvalidArgument(f"pages {pages!r}: not a number of pages")
-        return self._done(function, pages)
+        return pages
 
     def balance(self) -> int:
         """What the manager's thread does when frames run short: reclaims to the low mark; returns how many pages."""
-        return self._done(lib.cram_map_balance)
+        return self._reclaim(lib.cram_map_balance, 2**63 - 1)
+
+    def _reclaim(self, function, pages: int) -> int:
+        """In steps: a node has so many pages in stock that its driver has approved of, and takes no others."""
+        done = 0
+        while True:
+            step = min(pages - done, approve(self.manager))
+            n = self._done(function, step)
+            done += n
+            if n < step or done == pages:
+                return done
 
     def _done(self, function, *arguments: int) -> int:
         self._check_open()

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SLOW_SECONDS = 0.1
 _BATCH = 256
 
+#: .now: this thread is in a page_allocated.
+_approving = threading.local()
+
 _REFUSALS = {
     lib.CRAM_REFUSED_NO_ALLOC: "no_alloc",
     lib.CRAM_REFUSED_VERDICT: "verdict",
@@ -63,14 +66,16 @@ class Driver:
     query() and refill() of a node ask, in the caller's.
 
     Pages are numbers of device pages (DPA / 4096), in an array("Q"), or, with batched=False, one by one. A callback that
-    raises, or takes long, is reported and counted; no page is lost by it. It may change the manager's nodes, but not wait for another
-    thread that does.
+    raises, or takes long, is reported and counted; no page is lost by it. It may change the manager's nodes and reclaim, but not wait
+    for another thread that does.
     """
 
     #: safe(node, registers): may the node take pages, as far as its registers tell? Asked at most every query_interval.
     safe: Callable[[Node, Stats], bool] = _has_room
     #: page_allocated(node, pages): 0, -ENXIO (not a page of this driver) or another negative errno, for all or a list for
-    #: each. Asked in advance, for pages that are empty yet; a reclaim inside a fault does not ask it.
+    #: each. Asked in advance, for pages that are empty yet; who reclaims from another thread waits for the answer. Nothing is
+    #: stored on other pages but by a reclaim inside a fault, which does not ask. It may touch managed memory; what it reclaims
+    #: itself does not ask it again.
     page_allocated: Callable[[Node, array | int], int | list[int]] | None = None
     #: page_freed(node, pages): they hold nothing any more.
     page_freed: Callable[[Node, array | int], object] | None = None
@@ -238,8 +243,8 @@ class Node:
                 _warn(f"node {self.number}: {name} took {time.monotonic() - start:.1f} s")
 
     def refill(self) -> None:
-        """Has the driver approve of pages in advance."""
-        if self.driver.page_allocated is None:
+        """Has the driver approve of pages in advance; not from page_allocated itself, which would go on for ever."""
+        if self.driver.page_allocated is None or getattr(_approving, "now", False):
             return
         room = ffi.new("uint64_t[]", _BATCH)
         with self._lock:
@@ -249,9 +254,11 @@ class Node:
             dpas = ffi.new("uint64_t[]", list(room[0:n]))
             self._offers.append(dpas)
         answers = [-errno.EIO] * n
+        _approving.now = True
         try:
             answers = self._ask(array("Q", (dpa // PAGE for dpa in dpas)))
         finally:
+            _approving.now = False
             with self._lock:
                 self._answer(dpas, answers)
         self._refused_all = all(answer != 0 for answer in answers)
@@ -274,6 +281,7 @@ class Node:
         params = ffi.new("struct cram_node_params *")
         params.live_registers = bool(self.driver.live_registers)
         params.trim_buffer = self.driver.trim_buffer
+        params.approves = self.driver.page_allocated is not None
         number = ffi.new("uint32_t *")
         # First: its registers may not answer.
         _ = self.device.stats

@@ -9,7 +9,7 @@ import time
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from cram_emu.host.nodes import report
 
 if TYPE_CHECKING:
     from cram_emu.host.memcg import Memcg
+    from cram_emu.host.memory import ManagedMemory
     from cram_emu.host.nodes import Node
     from cram_emu.host.zswap import Zswap
 
@@ -29,6 +30,8 @@ _NOTES = 1024
 _SHRINK_BATCH = 256
 #: Pages reclaimed at a time from a group that is over its limit.
 _GROUP_BATCH = 64
+#: Pages reclaimed between two questions to drivers who approve of pages.
+_APPROVED = 256
 #: The next turn after one that went wrong, where nothing happens before.
 _AFTER_ERROR_SECONDS = 1.0
 
@@ -142,6 +145,9 @@ class Reclaimer:
             _attempt(reclaim, manager)
         if work & lib.CRAM_WORK_SHRINK:
             _attempt(shrink, manager)
+        if work & lib.CRAM_WORK_ZSWAP_MAX:
+            for group in manager._groups:
+                _attempt(shrink_group, manager, group)
         if work & lib.CRAM_WORK_NOTES:
             _attempt(self.tell)
         if due is None and work & lib.CRAM_WORK_TRIM:
@@ -213,6 +219,21 @@ def reclaim(manager: Zswap) -> None:
         reclaim_group(manager, group)
 
 
+def approve(manager: Zswap) -> int:
+    """Has drivers approve of pages; how many may be reclaimed before they are to be asked again."""
+    pages = 2**63
+    for node in manager.nodes:
+        if node.driver.page_allocated is None:
+            continue
+        # It may leave meanwhile.
+        with suppress(CramError):
+            if node.stats.stock < _APPROVED:
+                manager._reclaimer.do(node.refill)
+            # One without any takes none, and leaves it to the others.
+            pages = min(pages, node.stats.stock or _APPROVED)
+    return pages
+
+
 def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
     """As much of the pool is aged as of the memory, weighed by what it compresses: mm/zswap.c, zswap_shrinker_count()."""
     stats = manager.stats
@@ -222,19 +243,46 @@ def _shrinker_share(manager: Zswap, reclaimed: int) -> int:
 
 
 def reclaim_group(manager: Zswap, group: Memcg) -> None:
-    """Brings a group below its limit, if it has one and that can be done."""
+    """Brings a group below its limit, if it has one and that can be done: by its frames; where they do not help, and the
+    shrinker is enabled, by what its memories have in the pool."""
     limit = group.max
     if limit is None:
         return
-    memories = [memory for memory in list(manager._memories) if memory.group in group]
+    memories = _memories_of(manager, group)
     while group.current > limit:
         before = group.current
-        with suppress(CramError):
-            for memory in memories:
+        for memory in memories:
+            with suppress(CramError):
                 memory.reclaim(_GROUP_BATCH)
         # What is stored may be charged as much as what was freed.
-        if group.current >= before:
+        if group.current >= before and not (manager.shrinker_enabled and _write_back(memories, _GROUP_BATCH)):
             return
+
+
+def shrink_group(manager: Zswap, group: Memcg) -> None:
+    """Writes a group's part of the pool back until it is below memory.zswap.max, or nothing more goes."""
+    limit = group.zswap_max
+    if limit is None:
+        return
+    memories = _memories_of(manager, group)
+    written = 1
+    while written and (over := group.zswap_current - limit) >= 0:
+        # Not more than is needed: no page is charged more than a page.
+        written = _write_back(memories, max(1, over // (_PAGE * len(memories)))) if memories else 0
+
+
+def _memories_of(manager: Zswap, group: Memcg) -> list[ManagedMemory]:
+    return [memory for memory in list(manager._memories) if memory.group in group]
+
+
+def _write_back(memories: Iterable[ManagedMemory], pages: int) -> int:
+    """Writes back up to so many pages of each; how many were."""
+    written = 0
+    for memory in memories:
+        # It may be closed meanwhile.
+        with suppress(CramError):
+            written += memory.shrink(pages)
+    return written
 
 
 def shrink(manager: Zswap) -> None:
@@ -245,7 +293,4 @@ def shrink(manager: Zswap) -> None:
         accept = stats.max_pages * manager.accept_threshold_percent // 100
         if stats.total_pages[manager.direct_limit] <= accept:
             return
-        written = 0
-        for memory in list(manager._memories):
-            with suppress(CramError):
-                written += memory.shrink(_SHRINK_BATCH)
+        written = _write_back(list(manager._memories), _SHRINK_BATCH)

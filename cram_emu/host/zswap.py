@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from cram_emu._core import check, choose, expect, ffi, lib, own, set_field
 from cram_emu.device import Device
-from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument
+from cram_emu.errors import DeviceIOError, ForkedDevice, InvalidArgument, NoSpace
 from cram_emu.host.memcg import Memcg, check_name, limit_of
 from cram_emu.host.nodes import Driver, Node
 from cram_emu.host.reclaim import Reclaimer
@@ -47,9 +47,9 @@ class ZswapStats:
     pool_cached_pages: int  #: free, kept for a while
     written_back_pages: int
     pool_limit_hit: int
-    reject_reclaim_fail: int  #: the pool was full
-    reject_compress_poor: int
-    reject_compress_fail: int
+    reject_reclaim_fail: int  #: write-backs that failed: a full swap file. What a full pool refuses is not counted
+    reject_compress_poor: int  #: 0, as with the kernel's lz4 and zstd
+    reject_compress_fail: int  #: did not shrink, and may not be written back
     reject_alloc_fail: int
     reject_kmemcache_fail: int
     reject_memcg: int  #: memory.zswap.max
@@ -155,7 +155,7 @@ class Zswap:
     nodes: devices, tried in order, each with a Driver of defaults; add_node() has more to say. ram: what percentages are of
     (bytes; this host's memory). swap: size of the swap file, an unlinked one that takes room as it is used (as large as ram; 0:
     none). chain: pages of a zspage at most. query_interval: seconds between two questions to a device. shared: programs may
-    attach (lab/launch.py), each with a manager that has these settings and nodes; then the statistics are of all.
+    attach (lab/launch.py), each with a manager that has these settings and nodes; limits and statistics are of all.
 
     Its thread reclaims in the background, asks devices, and calls drivers; page faults never wait for it.
     """
@@ -348,6 +348,21 @@ class Zswap:
         self._reclaimer.do(self._reclaimer.tell)
 
     def _let_go(self, node: Node) -> None:
+        left = 0
+        while True:
+            try:
+                self._take_out(node)
+                return
+            except NoSpace:
+                # Other nodes take what their drivers have approved of: while that gets it on, they are asked for more.
+                if node.stats.stored == left:
+                    raise
+                left = node.stats.stored
+                for other in self._nodes:
+                    if other is not node:
+                        self._reclaimer.do(other.refill)
+
+    def _take_out(self, node: Node) -> None:
         with self._changing():
             if node not in self._nodes:
                 raise InvalidArgument(f"{node!r}: not a node of this manager")

@@ -9,7 +9,10 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "device/futex.h"
 #include "memory.h"
+
+#define FIND_DEAD_NS 10000000u
 
 struct board *board_create(int *fd)
 {
@@ -69,18 +72,39 @@ static void retire(struct board *board, struct board_row *row)
 	}
 }
 
+static void raise_end(struct board *board, uint32_t end)
+{
+	uint32_t known = atomic_load(&board->end);
+
+	while (known < end && !atomic_compare_exchange_weak(&board->end, &known, end))
+		;
+}
+
+static bool claim(struct board *board, unsigned i, uint32_t from, uint32_t self)
+{
+	struct board_row *row = &board->rows[i];
+
+	if (!atomic_compare_exchange_strong(&row->pid, &from, self))
+		return false;
+	atomic_store(&row->dead, 0);
+	retire(board, row);
+	raise_end(board, i + 1);
+	return true;
+}
+
 struct board_row *board_take_row(struct board *board)
 {
 	uint32_t self = (uint32_t)getpid();
 
+	/* The one of the program that we were before an exec, or of a process that had our number. */
+	for (unsigned i = 0; i < BOARD_ROWS; i++)
+		if (atomic_load(&board->rows[i].pid) == self && claim(board, i, self, self))
+			return &board->rows[i];
 	for (unsigned i = 0; i < BOARD_ROWS; i++) {
-		struct board_row *row = &board->rows[i];
-		uint32_t pid = atomic_load(&row->pid);
+		uint32_t pid = atomic_load(&board->rows[i].pid);
 
-		if ((pid != 0 && !dead(pid)) || !atomic_compare_exchange_strong(&row->pid, &pid, self))
-			continue;
-		retire(board, row);
-		return row;
+		if ((pid == 0 || dead(pid)) && claim(board, i, pid, self))
+			return &board->rows[i];
 	}
 	return NULL;
 }
@@ -104,11 +128,40 @@ uint64_t board_sum(const struct board *board, unsigned counter)
 {
 	uint64_t sum = board_is_gauge(counter) ? 0 : atomic_load(&board->retired[counter]);
 
-	for (unsigned i = 0; i < BOARD_ROWS; i++) {
+	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++) {
 		uint32_t pid = atomic_load(&board->rows[i].pid);
 
 		if (pid != 0 && (!board_is_gauge(counter) || !dead(pid)))
 			sum += atomic_load(&board->rows[i].counters[counter]);
 	}
 	return sum;
+}
+
+uint64_t board_sum_others(const struct board *board, const struct board_row *self, unsigned gauge)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0, end = atomic_load_explicit(&board->end, memory_order_relaxed); i < end; i++) {
+		const struct board_row *row = &board->rows[i];
+		uint32_t pid = atomic_load_explicit(&row->pid, memory_order_relaxed);
+
+		if (row != self && pid != 0 && pid != atomic_load_explicit(&row->dead, memory_order_relaxed))
+			sum += atomic_load_explicit(&row->counters[gauge], memory_order_relaxed);
+	}
+	return sum;
+}
+
+bool board_find_dead(struct board *board, bool now)
+{
+	uint64_t time = now_ns(), last = atomic_load(&board->found_ns);
+
+	if (!now && (time - last < FIND_DEAD_NS || !atomic_compare_exchange_strong(&board->found_ns, &last, time)))
+		return false;
+	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++) {
+		uint32_t pid = atomic_load(&board->rows[i].pid);
+
+		/* The race: another process takes the row meanwhile. Its pid is another. */
+		atomic_store(&board->rows[i].dead, pid != 0 && dead(pid) ? pid : 0);
+	}
+	return true;
 }

@@ -28,6 +28,7 @@ struct node_view {
 
 struct board_row {
 	_Alignas(64) _Atomic uint32_t pid; /* 0: nobody's yet */
+	_Atomic uint32_t dead;             /* the pid, when that was found dead */
 	_Atomic uint64_t counters[CRAM_ZSWAP_COUNTERS];
 };
 
@@ -36,6 +37,9 @@ struct board {
 	_Atomic uint64_t settings[CRAM_ZSWAP_SETTINGS];
 	struct node_view views[CRAM_NODES_MAX];
 	_Atomic uint64_t retired[CRAM_ZSWAP_COUNTERS]; /* of processes whose rows others have taken */
+	_Atomic uint64_t found_ns;  /* when it was last found out who is dead */
+	_Atomic uint32_t end;       /* rows from here on were never anybody's */
+	_Atomic uint32_t pool_full; /* the limit was met, and the pools have not fallen to the acceptance threshold */
 	struct board_row rows[BOARD_ROWS];
 };
 
@@ -50,7 +54,7 @@ struct board *board_create(int *fd);
 /* The one in that file, which stays the caller's. NULL: it is none, or there is no memory. */
 struct board *board_attach(int fd);
 void board_detach(struct board *board);
-/* Takes a row for this process: NULL when living processes have them all. */
+/* Takes a row for this process, which has one at most: NULL when other living processes have them all. */
 struct board_row *board_take_row(struct board *board);
 /* In a child of fork: a row of its own, with what is now its own too. */
 struct board_row *board_fork_row(struct board *board, const struct board_row *parents);
@@ -58,5 +62,9 @@ struct board_row *board_fork_row(struct board *board, const struct board_row *pa
 void board_leave_row(struct board *board, struct board_row *row);
 /* The sum over all rows; of what is now, over those of the living. */
 uint64_t board_sum(const struct board *board, unsigned counter);
+/* Of what is now, the sum over the others' rows, but for those that were found dead: no system call. */
+uint64_t board_sum_others(const struct board *board, const struct board_row *self, unsigned gauge);
+/* Finds out who is dead, a system call a row; unless `now`, not more often than every 10 ms. False: not this time. */
+bool board_find_dead(struct board *board, bool now);
 
 #endif

@@ -15,14 +15,14 @@ static void expect_frame(const uint8_t *frame)
 }
 
 /* Stores the locked pages of a managed memory; those that nobody takes leave the batch. */
-static void demote_batch(struct pager *pager, struct op *op, struct batch *batch)
+static void demote_batch(struct pager *pager, struct op *op, struct batch *batch, enum store_why why)
 {
 	unsigned kept = 0;
 
 	for (unsigned i = 0; i < batch->count; i++) {
 		if (i + 1 < batch->count)
 			expect_frame(pager_frame(pager, batch->page[i + 1]));
-		if (frame_demote(pager, op, batch->page[i], false))
+		if (frame_demote(pager, op, batch->page[i], why))
 			batch->page[kept++] = batch->page[i];
 		else
 			pager_unlock(pager, op, batch->page[i]);
@@ -39,7 +39,7 @@ static unsigned evict_batch(struct pager *pager, struct op *op, struct batch *ba
 	if (!supply->alone)
 		frames_protect_dirty(pager, op, batch);
 	if (pager->managed != NULL) {
-		demote_batch(pager, op, batch);
+		demote_batch(pager, op, batch, supply->why);
 		written = batch->count;
 	}
 	for (unsigned i = 0; i < batch->count && pager->managed == NULL; i++) {
@@ -212,7 +212,7 @@ static bool take_frames(struct pager *pager, unsigned n, bool anyway)
 
 struct supply evict_plan(const struct pager *pager, unsigned want, bool write)
 {
-	struct supply supply = { .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
+	struct supply supply = { .why = STORE_FAULT, .recycle = pager->spares != NULL && want >= FRAMES_MOVE_MIN };
 
 	/* Frames that change hands are charged to nobody anew: where a group has a limit, it is asked. */
 	if (pager->managed != NULL && memcg_limited(&pager->managed->zswap->groups, pager->managed->group))
@@ -278,7 +278,7 @@ void evict_reserve(struct pager *pager, struct op *op, unsigned want, struct sup
 unsigned pager_reclaim(struct pager *pager, struct op *op, uint64_t pages)
 {
 	struct batch *batch = &work_of(op)->chosen;
-	struct supply supply = { .recycle = false };
+	struct supply supply = { .why = STORE_RECLAIM };
 
 	choose_victims(pager, op, pages < pager->batch ? (unsigned)pages : pager->batch, batch);
 	return batch->count == 0 ? 0 : evict_batch(pager, op, batch, &supply);

@@ -11,6 +11,7 @@
 
 /* What a fault has to put its pages into. */
 struct supply {
+	enum store_why why;
 	bool recycle;    /* it may move the frames of victims */
 	bool alone;      /* no other thread touches the memory: see thread_alone() */
 	unsigned frames; /* reserved in the window */

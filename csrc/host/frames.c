@@ -164,9 +164,9 @@ bool frame_store(struct pager *pager, struct op *op, uint64_t page)
 	return stored;
 }
 
-bool frame_demote(struct pager *pager, struct op *op, uint64_t page, bool force)
+bool frame_demote(struct pager *pager, struct op *op, uint64_t page, enum store_why why)
 {
-	if (!zswap_store(pager->managed, op, page, pager_frame(pager, page), force))
+	if (!zswap_store(pager->managed, op, page, pager_frame(pager, page), why))
 		return false;
 	frame_cleaned(pager, op, page);
 	return true;
@@ -255,7 +255,7 @@ void pager_drop(struct pager *pager, struct op *op, uint64_t page, bool discard)
 			frame_cleaned(pager, op, page);
 		else if (pager->managed == NULL)
 			frame_store(pager, op, page);
-		else if (!frame_demote(pager, op, page, true))
+		else if (!frame_demote(pager, op, page, STORE_FORCED))
 			return;
 	}
 	if (resident)

@@ -119,7 +119,7 @@ void frame_store_snapshot(struct pager *pager, struct op *op, uint64_t page);
 void frames_protect_dirty(struct pager *pager, const struct op *op, const struct batch *batch);
 /* Stores the frame of a managed page, which is protected or cannot be touched; it still stands. False: nobody takes it, and it
  * stays. */
-bool frame_demote(struct pager *pager, struct op *op, uint64_t page, bool force);
+bool frame_demote(struct pager *pager, struct op *op, uint64_t page, enum store_why why);
 /* Drops the frames of n locked pages, which are clean, with one call for all. */
 void frames_drop(struct pager *pager, struct op *op, const uint64_t *pages, unsigned n);
 /* Moves the frames of locked pages, which are clean, to the place's spare pages, as far as they come in long runs;

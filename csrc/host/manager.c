@@ -160,6 +160,7 @@ void cram_zswap_read_stats(const cram_zswap *manager, struct cram_zswap_stats *s
 		return;
 	for (unsigned i = 0; i < CRAM_ZSWAP_COUNTERS; i++)
 		stats->counters[i] = board_sum(zswap->board, i);
+	board_find_dead(zswap->board, true);
 	stats->pool_total_size = stats->counters[CRAM_ZSWAP_POOL_PAGES] << PAGE_SHIFT;
 	for (unsigned i = CRAM_DIRECT_NONE; i <= CRAM_DIRECT_SIZE; i++)
 		stats->total_pages[i] = zswap_total_pages(zswap, (enum cram_direct_limit)i);
@@ -249,7 +250,9 @@ int cram_zswap_add_node(cram_zswap *zswap, cram_device *device, const struct cra
 	uint32_t free = 0;
 	int code;
 
-	if (params->live_registers > 1 || params->trim_buffer > NODE_TRIMS)
+	if (params->live_registers > 1 || params->approves > 1)
+		return cram_fail(CRAM_EINVAL, "live registers %u, approves %u: not 0 or 1", params->live_registers, params->approves);
+	if (params->trim_buffer > NODE_TRIMS)
 		return cram_fail(CRAM_EINVAL, "trim buffer of %u pages: not from 0 to %u", params->trim_buffer, NODE_TRIMS);
 	code = visit_begin_at(zswap->home, &home, true);
 	if (code != 0)
@@ -516,9 +519,9 @@ int cram_map_reclaim(cram_map *map, uint64_t pages, uint64_t *done)
 	return reclaim(map, pages, 0, done);
 }
 
-int cram_map_balance(cram_map *map, uint64_t *done)
+int cram_map_balance(cram_map *map, uint64_t pages, uint64_t *done)
 {
-	return reclaim(map, UINT64_MAX, map->pager.low, done);
+	return reclaim(map, pages, map->pager.low, done);
 }
 
 int cram_map_discard(cram_map *map, uint64_t offset, uint64_t length)
@@ -551,7 +554,8 @@ static uint64_t shrink_turn(struct cram_map *map, struct op *op, uint64_t most, 
 		atomic_store(&map->shrink_hand, page == PAGESET_END ? 0 : page + 1);
 		if (page == PAGESET_END)
 			continue;
-		if (!pager_lock_known(pager, op, page, false))
+		/* Waits: who stores a batch has all of its pages until the last of them has met the limit, and called us. */
+		if (!pager_lock_known(pager, op, page, true))
 			continue;
 		written += zswap_write_back(&map->managed, op, page);
 		pager_unlock(pager, op, page);

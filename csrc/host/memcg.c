@@ -60,16 +60,16 @@ bool memcg_limited(const struct memcgs *groups, uint32_t group)
 	}
 }
 
-bool memcg_may_zswap(const struct memcgs *groups, uint32_t group)
+uint32_t memcg_zswap_over(const struct memcgs *groups, uint32_t group)
 {
 	for (;; group = groups->group[group].parent) {
 		const struct memcg *row = &groups->group[group];
 		uint64_t max = atomic_load_explicit(&row->zswap_max, memory_order_relaxed);
 
 		if (max != MEMCG_UNLIMITED && atomic_load_explicit(&row->zswap, memory_order_relaxed) >= max)
-			return false;
+			return group;
 		if (group == 0)
-			return true;
+			return MEMCG_NONE;
 	}
 }
 

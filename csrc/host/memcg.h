@@ -61,8 +61,9 @@ void memcg_charge_zswap(struct memcgs *groups, uint32_t group, int64_t bytes, in
 uint32_t memcg_over(const struct memcgs *groups, uint32_t group, uint64_t bytes);
 /* Has the group, or one above it, a limit? */
 bool memcg_limited(const struct memcgs *groups, uint32_t group);
-/* mm/memcontrol.c, obj_cgroup_may_zswap(), and mem_cgroup_zswap_writeback_enabled(). */
-bool memcg_may_zswap(const struct memcgs *groups, uint32_t group);
+/* mm/memcontrol.c, obj_cgroup_may_zswap(): the nearest group that has met its memory.zswap.max, or MEMCG_NONE. */
+uint32_t memcg_zswap_over(const struct memcgs *groups, uint32_t group);
+/* mem_cgroup_zswap_writeback_enabled(). */
 bool memcg_may_write_back(const struct memcgs *groups, uint32_t group);
 /* One of zswpin, zswpout, zswpwb, max_events, oom, for a group and its parents. */
 #define memcg_count(groups, number, counter, n)                                                            \

@@ -112,11 +112,16 @@ enum cram_refusal node_may_take(struct node *node)
 	return why;
 }
 
-uint64_t node_store(struct node *node, struct op *home, const uint8_t *page)
+uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, bool unasked)
 {
-	struct op *op = enter(node, home);
 	uint64_t dpa = pop(&node->stock);
+	struct op *op;
 
+	if (dpa == DEVICE_NO_PAGE && node->params.approves && !unasked) {
+		count(&node->refused[CRAM_REFUSED_CALLBACK], 1);
+		return DEVICE_NO_PAGE;
+	}
+	op = enter(node, home);
 	if (dpa != DEVICE_NO_PAGE)
 		device_lock_page(op, dpa);
 	else

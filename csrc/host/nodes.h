@@ -51,8 +51,9 @@ struct node {
 
 /* Whether the node takes a page now: CRAM_TAKEN, or why not. It is counted. */
 enum cram_refusal node_may_take(struct node *node);
-/* Copies a page to a device page of its own: its number, or DEVICE_NO_PAGE, which is counted: the node is full. */
-uint64_t node_store(struct node *node, struct op *home, const uint8_t *page);
+/* Copies a page to a device page of its own: its number, or DEVICE_NO_PAGE, which is counted: the node is full, or its driver, who
+ * approves of pages, has not approved of one. unasked: this does not wait for him. */
+uint64_t node_store(struct node *node, struct op *home, const uint8_t *page, bool unasked);
 /* copy_mc_to_kernel(): the poisoned lines, whose bytes must not be used. */
 uint64_t node_load(struct node *node, struct op *home, uint64_t dpa, uint8_t *to);
 /* Poisons a line of it (device_inject()). Not 0: the poison list is full. */

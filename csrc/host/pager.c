@@ -247,6 +247,25 @@ static void follow_removal(struct pager *pager, struct op *op, uint64_t page, un
 			pager_drop(pager, op, page + i, true);
 }
 
+/* A fault on a page that has a frame, which needs none. False: it has none, or is about to be closed.
+ *
+ * Not after reclaim, which leaves what nobody takes protected: of two pages that one instruction writes to, the fault on either
+ * would protect the other, for ever. */
+static bool reopen(struct pager *pager, struct op *op, uint64_t page, bool write, struct stream *stream)
+{
+	bool there;
+
+	if (!pager_resident(pager, page) || !pager_lock_known(pager, op, page, true))
+		return false;
+	there = pager_resident(pager, page) && !pager_closed(pager, page);
+	if (there) {
+		stream->next = page + 1;
+		fault_resident(pager, op, page, write, stream);
+	}
+	pager_unlock(pager, op, page);
+	return there;
+}
+
 /* The page is poison. Who sleeps on it in the kernel must be told there; SIGBUS delivery asks anew each time. */
 static enum fault_result meet_poison(struct pager *pager, uint64_t page)
 {
@@ -262,11 +281,14 @@ enum fault_result pager_fault(struct pager *pager, struct op *op, uint64_t page,
 	unsigned want = stream->depth < pager->batch ? stream->depth : pager->batch;
 	/* A managed page that has a frame is nowhere else. */
 	bool dirty = write || pager->managed != NULL;
-	struct supply supply = evict_plan(pager, want, dirty);
+	struct supply supply;
 	enum fault_result result = FAULT_DONE;
 	uint8_t *frames;
 	unsigned n = 0;
 
+	if (reopen(pager, op, page, write, stream))
+		return FAULT_DONE;
+	supply = evict_plan(pager, want, dirty);
 	evict_reserve(pager, op, want, &supply);
 	frames = supply.spare > 0 ? frames_spare(pager, op) : op->batch;
 	if (!pager_lock(pager, op, page)) {

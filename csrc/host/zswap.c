@@ -19,17 +19,34 @@ static uint64_t counter(const struct zswap *zswap, enum cram_zswap_counter numbe
 	return atomic_load_explicit(&zswap->row->counters[number], memory_order_relaxed);
 }
 
+/* What the other processes have: limits are of all together. Who has been killed may count for 10 ms more. */
+static uint64_t others(const struct zswap *zswap, enum cram_zswap_counter gauge)
+{
+	return zswap->shared ? board_sum_others(zswap->board, zswap->row, gauge) : 0;
+}
+
+static uint64_t direct_pages(const struct zswap *zswap)
+{
+	return counter(zswap, CRAM_ZSWAP_STORED_DIRECT) + others(zswap, CRAM_ZSWAP_STORED_DIRECT);
+}
+
+static uint64_t in_media(const struct zswap *zswap, unsigned node, uint64_t pages)
+{
+	return pages * atomic_load_explicit(&zswap->board->views[node].page_size, memory_order_relaxed) / PAGE_SIZE;
+}
+
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct)
 {
-	uint64_t pages = zpool_pages(&zswap->pool);
+	uint64_t pages = zpool_pages(&zswap->pool) + others(zswap, CRAM_ZSWAP_POOL_PAGES);
 
 	if (direct == CRAM_DIRECT_PAGE)
-		pages += counter(zswap, CRAM_ZSWAP_STORED_DIRECT);
-	else if (direct == CRAM_DIRECT_SIZE)
-		for (unsigned i = 0; i < NODES_MAX; i++)
-			pages += atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed) *
-				 atomic_load_explicit(&zswap->board->views[i].page_size, memory_order_relaxed) / PAGE_SIZE;
-	return pages;
+		return pages + direct_pages(zswap);
+	if (direct == CRAM_DIRECT_NONE)
+		return pages;
+	for (unsigned i = 0; i < NODES_MAX; i++)
+		pages += in_media(zswap, i, atomic_load_explicit(&zswap->nodes[i].stored, memory_order_relaxed));
+	/* A program that attaches has one node, the first. */
+	return pages + in_media(zswap, 0, others(zswap, CRAM_ZSWAP_STORED_DIRECT));
 }
 
 static uint64_t percent_of_ram(const struct zswap *zswap, enum cram_zswap_setting percent)
@@ -45,22 +62,41 @@ uint64_t zswap_max_pages(const struct zswap *zswap)
 /* mm/zswap.c, zswap_check_limits(): two thresholds, or a pool at its limit would take and refuse in turns. */
 static bool check_limits(struct zswap *zswap)
 {
-	uint64_t pages = zswap_total_pages(zswap, (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT));
-	uint64_t max = zswap_max_pages(zswap);
+	enum cram_direct_limit direct = (enum cram_direct_limit)zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT);
+	uint64_t pages = zswap_total_pages(zswap, direct), max = zswap_max_pages(zswap);
+	uint64_t accept = max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100;
+	bool full = atomic_load_explicit(&zswap->board->pool_full, memory_order_relaxed);
 
+	/* Who is dead is asked only where it matters. */
+	if (zswap->shared && (pages >= max || (full && pages > accept)) && board_find_dead(zswap->board, false))
+		pages = zswap_total_pages(zswap, direct);
 	if (pages >= max) {
 		zswap_count(zswap, CRAM_ZSWAP_POOL_LIMIT_HIT, 1);
-		atomic_store_explicit(&zswap->pool_full, 1, memory_order_relaxed);
-	} else if (pages <= max * zswap_setting(zswap, CRAM_ZSWAP_ACCEPT_THRESHOLD_PERCENT) / 100) {
-		atomic_store_explicit(&zswap->pool_full, 0, memory_order_relaxed);
+		full = true;
+	} else if (pages <= accept) {
+		full = false;
 	}
-	return atomic_load_explicit(&zswap->pool_full, memory_order_relaxed);
+	/* Others read the same line: it is written when it changes. */
+	if (full != atomic_load_explicit(&zswap->board->pool_full, memory_order_relaxed))
+		atomic_store_explicit(&zswap->board->pool_full, full, memory_order_relaxed);
+	return full;
+}
+
+/* Do the pages on nodes leave room for one more? */
+static bool direct_allowed(const struct zswap *zswap)
+{
+	uint64_t limit = percent_of_ram(zswap, CRAM_ZSWAP_MAX_DIRECT_PERCENT);
+
+	return limit == 0 || direct_pages(zswap) < limit ||
+	       (zswap->shared && board_find_dead(zswap->board, false) && direct_pages(zswap) < limit);
 }
 
 void zswap_want(struct zswap *zswap, enum cram_zswap_work work)
 {
-	if (atomic_load_explicit(&zswap->listeners, memory_order_relaxed) == 0 ||
-	    (atomic_fetch_or(&zswap->wanted, work) & work))
+	if ((atomic_load(&zswap->wanted) & work) || (atomic_fetch_or(&zswap->wanted, work) & work))
+		return;
+	/* Who has not waited yet finds it. */
+	if (atomic_load(&zswap->listeners) == 0)
 		return;
 	atomic_fetch_add(&zswap->bell, 1);
 	futex_wake_all(&zswap->bell);
@@ -120,23 +156,21 @@ static uint32_t charge_of(struct zswap *zswap, struct node *node, struct op *op,
 }
 
 /* The first node that takes it; except is one that does not. 0: none. */
-static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except)
+static uint64_t put_direct(struct zswap *zswap, struct op *op, const uint8_t *frame, unsigned except, bool unasked)
 {
-	uint64_t limit = percent_of_ram(zswap, CRAM_ZSWAP_MAX_DIRECT_PERCENT);
-
 	for (unsigned i = 0; i < NODES_MAX; i++) {
 		struct node *node = &zswap->nodes[i];
 		uint64_t dpa;
 
 		if (i == except || atomic_load(&node->state) != NODE_ONLINE)
 			continue;
-		if (limit > 0 && counter(zswap, CRAM_ZSWAP_STORED_DIRECT) >= limit) {
+		if (!direct_allowed(zswap)) {
 			atomic_fetch_add_explicit(&node->refused[CRAM_REFUSED_LIMIT], 1, memory_order_relaxed);
 			continue;
 		}
 		if (node_may_take(node) != CRAM_TAKEN)
 			continue;
-		dpa = node_store(node, op, frame);
+		dpa = node_store(node, op, frame, unasked);
 		if (dpa != DEVICE_NO_PAGE) {
 			uint32_t charge = charge_of(zswap, node, op, dpa);
 
@@ -191,7 +225,8 @@ static uint64_t compress_to_pool(struct zswap_memory *memory, struct op *op, uin
 	if (length != 0 && length < PAGE_SIZE)
 		return put_pool(memory, page, op->form, length);
 	if (!force && !memcg_may_write_back(&zswap->groups, memory->group)) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_POOR, 1);
+		/* zswap_compress() makes it -EINVAL, a failure; poor is what a compressor itself calls -ENOSPC. */
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_COMPRESS_FAIL, 1);
 		return 0;
 	}
 	return put_pool(memory, page, frame, PAGE_SIZE);
@@ -213,32 +248,44 @@ static uint64_t put_file(struct zswap_memory *memory, const uint8_t *frame)
 	return swap_make(SWAP_FILE, slot, 0);
 }
 
+/* Has a group of the memory's met its memory.zswap.max? zswap_store() has such a group write a page back first, and refuses only
+ * where that fails. We hold a page, and may not wait for others: this one is refused, and the manager's thread writes back. */
+static bool over_zswap_max(struct zswap_memory *memory)
+{
+	struct zswap *zswap = memory->zswap;
+	uint32_t group = memcg_zswap_over(&zswap->groups, memory->group);
+
+	if (group == MEMCG_NONE)
+		return false;
+	zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
+	if (atomic_load_explicit(&zswap->groups.group[group].zswap, memory_order_relaxed) > 0 && zswap->swap.slots > 0)
+		zswap_want(zswap, CRAM_WORK_ZSWAP_MAX);
+	return true;
+}
+
 /* zswap proper: a node, or the pool. 0: neither. */
 static uint64_t put_zswap(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, unsigned except,
-			  bool force)
+			  enum store_why why)
 {
 	struct zswap *zswap = memory->zswap;
 	bool counted = zswap_setting(zswap, CRAM_ZSWAP_DIRECT_LIMIT) != CRAM_DIRECT_NONE, full;
+	bool force = why == STORE_FORCED;
 	uint64_t entry = 0;
 
 	if (!force && !zswap_setting(zswap, CRAM_ZSWAP_ENABLED))
 		return 0;
-	if (!force && !memcg_may_zswap(&zswap->groups, memory->group)) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
+	if (!force && over_zswap_max(memory))
 		return 0;
-	}
 	/* Direct pages that do not count against the limit do not ask for it either. */
 	full = counted && !force && check_limits(zswap);
 	if (!full)
-		entry = put_direct(zswap, op, frame, except);
+		entry = put_direct(zswap, op, frame, except, why != STORE_RECLAIM);
 	if (entry == 0 && !counted && !force)
 		full = check_limits(zswap);
 	if (entry == 0 && !full)
 		entry = compress_to_pool(memory, op, page, frame, force);
-	if (full) {
-		zswap_count(zswap, CRAM_ZSWAP_REJECT_RECLAIM_FAIL, 1);
+	if (full)
 		zswap_want(zswap, CRAM_WORK_SHRINK);
-	}
 	return entry;
 }
 
@@ -248,18 +295,19 @@ static void charge(struct zswap_memory *memory, uint64_t entry, int sign)
 		memcg_charge_zswap(&memory->zswap->groups, memory->group, sign * (int64_t)swap_size(entry), sign);
 }
 
-bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, bool force)
+bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, enum store_why why)
 {
 	struct zswap *zswap = memory->zswap;
+	enum store_why first = why == STORE_FAULT ? STORE_FAULT : STORE_RECLAIM;
 	uint64_t entry;
 
 	if (is_zero(frame)) {
 		entry = put_zero(zswap);
-	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, false)) != 0) {
+	} else if ((entry = put_zswap(memory, op, page, frame, NODE_NONE, first)) != 0) {
 		zswap_count(zswap, CRAM_ZSWAP_ZSWPOUT, 1);
 		memcg_count(&zswap->groups, memory->group, zswpout, 1);
-	} else if ((entry = put_file(memory, frame)) == 0 && force) {
-		entry = put_zswap(memory, op, page, frame, NODE_NONE, true);
+	} else if ((entry = put_file(memory, frame)) == 0 && why == STORE_FORCED) {
+		entry = put_zswap(memory, op, page, frame, NODE_NONE, STORE_FORCED);
 	}
 	if (entry == 0) {
 		zswap_count(zswap, CRAM_ZSWAP_RECLAIM_FAIL, 1);
@@ -442,8 +490,13 @@ bool zswap_write_back(struct zswap_memory *memory, struct op *op, uint64_t page)
 		swaptable_set(&memory->table, page, entry & ~SWAP_REFERENCED);
 		return false;
 	}
-	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0)
+	/* shrink_memcg(): where there is no write-back, none fails. */
+	if (zswap->swap.slots == 0 || !memcg_may_write_back(&zswap->groups, memory->group))
 		return false;
+	if (!zswap_load(memory, op, page, op->page) || (written = put_file(memory, op->page)) == 0) {
+		zswap_count(zswap, CRAM_ZSWAP_REJECT_RECLAIM_FAIL, 1);
+		return false;
+	}
 	replace(memory, op, page, entry, written);
 	zswap_count(zswap, CRAM_ZSWAP_WRITTEN_BACK, 1);
 	zswap_count(zswap, CRAM_ZSWAP_ZSWPWB, 1);
@@ -462,7 +515,7 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
 		lose(memory, op, page);
 		return true;
 	}
-	moved = put_zswap(memory, op, page, op->page, node, false);
+	moved = put_zswap(memory, op, page, op->page, node, STORE_RECLAIM);
 	if (moved == 0)
 		moved = put_file(memory, op->page);
 	if (moved == 0)
@@ -478,7 +531,7 @@ int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsi
 	if (swap_tag(entry) != SWAP_DIRECT) {
 		if (!zswap_load(memory, op, page, op->page))
 			return cram_fail(CRAM_EPOISON, "it is poison already");
-		moved = put_direct(memory->zswap, op, op->page, NODE_NONE);
+		moved = put_direct(memory->zswap, op, op->page, NODE_NONE, false);
 		if (moved == 0)
 			return cram_fail(CRAM_EBUSY, "its driver lets the node take no page now");
 		replace(memory, op, page, entry, moved);
@@ -495,6 +548,7 @@ int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsi
 static int open_board(struct zswap *zswap, const struct cram_zswap_params *params, struct board *board)
 {
 	zswap->board_fd = -1;
+	zswap->shared = board != NULL || params->shared;
 	zswap->board = board != NULL ? board : board_create(params->shared ? &zswap->board_fd : NULL);
 	if (zswap->board == NULL)
 		return cram_fail(CRAM_ENOMEM, "no memory for a manager's board");

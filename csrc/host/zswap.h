@@ -38,8 +38,8 @@ struct zswap {
 	struct node nodes[NODES_MAX];
 	struct board *board;
 	struct board_row *row;      /* ours, to count in */
-	int board_fd;               /* -1: it is nobody else's */
-	_Atomic uint32_t pool_full;    /* the limit was met, and the pool has not fallen to the acceptance threshold */
+	int board_fd;               /* -1: it is not ours to give */
+	bool shared;                /* the board has others' rows too */
 	/* Who wants to hear: see cram_zswap_wait(). */
 	_Atomic uint32_t bell;
 	_Atomic uint32_t listeners;    /* 1: somebody has waited */
@@ -67,13 +67,18 @@ static inline void zswap_count(struct zswap *zswap, enum cram_zswap_counter coun
 	atomic_fetch_add_explicit(&zswap->row->counters[counter], (uint64_t)n, memory_order_relaxed);
 }
 
+enum store_why {
+	STORE_FAULT,   /* reclaim inside a fault, which cannot wait for a driver to approve of a page */
+	STORE_RECLAIM, /* reclaim elsewhere: on a node whose driver approves of pages, one that he has approved of */
+	STORE_FORCED,  /* a frame that must go: past every limit but the machine's, and past drivers, where there is no other way */
+};
+
 /* CRAM_ENOMEM, CRAM_EINVAL. Zeroed before. board: of another process, and the settings are its; NULL: a new one. */
 int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params, struct board *board);
 void zswap_deinit(struct zswap *zswap);
 
-/* Stores a page that has no entry, from a frame that does not change meanwhile. force: past every limit but the machine's, for
- * a frame that must go. False: nobody takes it, and nothing has changed. */
-bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, bool force);
+/* Stores a page that has no entry, from a frame that does not change meanwhile. False: nobody takes it, and nothing has changed. */
+bool zswap_store(struct zswap_memory *memory, struct op *op, uint64_t page, const uint8_t *frame, enum store_why why);
 /* The page's bytes; its entry stays. False: poison. A page without an entry reads as zeros. */
 bool zswap_load(struct zswap_memory *memory, struct op *op, uint64_t page, uint8_t *to);
 /* Is it poison, as far as can be told without loading it? */
@@ -95,7 +100,8 @@ bool zswap_leave_node(struct zswap_memory *memory, struct op *op, uint64_t page,
  * no node takes it, or the poison list is full; CRAM_EPOISON: it is already. */
 int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsigned line, uint64_t *dpa);
 
-/* total_pages of mm/zswap.c, with the direct ones as the setting has it; and the limit. */
+/* total_pages of mm/zswap.c, of all processes that share the manager, with the direct ones as the setting has it; and the
+ * limit. */
 uint64_t zswap_total_pages(const struct zswap *zswap, enum cram_direct_limit direct);
 uint64_t zswap_max_pages(const struct zswap *zswap);
 

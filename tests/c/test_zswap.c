@@ -82,7 +82,7 @@ static bool store_kind(struct world *world, uint64_t page, uint32_t version, uns
 	if (version > 0)
 		rig_fill(frame, page, version, kind);
 	lock_page(world, page);
-	stored = zswap_store(&world->memory, op, page, frame, force);
+	stored = zswap_store(&world->memory, op, page, frame, force ? STORE_FORCED : STORE_RECLAIM);
 	if (stored)
 		world->versions[page] = version;
 	swaptable_unlock(&world->memory.table, page);
@@ -384,7 +384,9 @@ static void failing_file(void)
 	CHECK(!write_back(&world, 0));
 	fd = world.zswap->swap.fd;
 	world.zswap->swap.fd = -1;
+	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_RECLAIM_FAIL), 0);
 	CHECK(!write_back(&world, 0));
+	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_RECLAIM_FAIL), 1);
 	CHECK_EQ(tag_of(&world, 0), SWAP_POOL);
 	check_all(&world);
 	world.zswap->swap.fd = fd;
@@ -488,7 +490,8 @@ static void incompressible(void)
 	atomic_store(&world.zswap->groups.group[0].writeback, 0);
 	CHECK(store(&world, 0, 1));
 	CHECK(!store_kind(&world, 1, 1, KINDS - 1, false));
-	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_COMPRESS_POOR), 1);
+	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_COMPRESS_FAIL), 1);
+	CHECK_EQ(counted(&world, CRAM_ZSWAP_REJECT_COMPRESS_POOR), 0);
 	CHECK(store_kind(&world, 1, 1, KINDS - 1, true));
 	CHECK_EQ(counted(&world, CRAM_ZSWAP_STORED_INCOMPRESSIBLE), 1);
 	CHECK_EQ(swap_size(swaptable_get(&world.memory.table, 1)), PAGE_SIZE);

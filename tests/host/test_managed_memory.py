@@ -51,6 +51,24 @@ class TestLimits:
             assert len(resident_pages(memory.address, 512)) <= 16
             check_sums(manager)
 
+    def test_two_at_once(self, run_child):
+        """Where nobody takes a page, an instruction that writes to two of them ends all the same."""
+        done = run_child(
+            program(
+                """
+                with no_swap(max_pool_percent=0) as full, memory_of(full, 260, "1M") as memory:
+                    for page in range(260):
+                        put(memory, page, KINDS["shrinks"])
+                    for page in range(1, 260, 20):
+                        ctypes.memmove(memory.address + page * PAGE - 8, b"x" * 16, 16)
+                        assert memory[page * PAGE - 8 : page * PAGE + 8] == b"x" * 16
+                print("done")
+                """
+            ),
+            "inline",
+        )
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
     def test_room_for_all(self):
         """With room for every page nothing is stored."""
         with no_swap() as manager, memory_of(manager, 64, "1M") as memory:

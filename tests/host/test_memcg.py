@@ -7,7 +7,7 @@ from support import wait_until
 
 from cram_emu.errors import Busy
 from cram_emu.host import Zswap
-from cram_emu.host.reclaim import reclaim
+from cram_emu.host.reclaim import reclaim, shrink_group
 
 
 def pages_of(count: int, amount: int) -> dict[int, bytes]:
@@ -143,6 +143,32 @@ class TestMax:
             assert manager.root.current <= 256 << 10
             assert {page: get(memory, page) for page in range(512)} == pages_of(512, 200)
 
+    def test_lowered_below_the_pool(self):
+        """A limit below what the pool has is met by writing that back where the shrinker is enabled; else, or where there is no way
+        to, it is not, and setting it ends all the same. Nobody else's pages go."""
+        pages = pages_of(256, 2000)
+        for enabled, swap, writeback, met in (
+            (True, "4M", True, True),
+            (False, "4M", True, False),
+            (True, 0, True, False),
+            (True, "4M", False, False),
+        ):
+            with Zswap(ram="64M", swap=swap, shrinker_enabled=enabled) as manager:
+                # It would have some of the pages in hand.
+                manager._reclaimer.stop()
+                group = manager.memcg(max="4M", zswap_writeback=writeback)
+                with memory_of(manager, 256, group=manager.memcg(group)) as memory, memory_of(manager, 32) as beside:
+                    store(beside, pages_of(32, 2000))
+                    for page, data in pages.items():
+                        put(memory, page, data)
+                    group.max = "256K"
+                    assert (group.current <= 256 << 10) == met
+                    assert (group.stats.zswpwb > 0) == met
+                    assert group.stats.anon == 0
+                    assert places(beside) == {"pool": 32}
+                    check_sums(manager)
+                    assert {page: get(memory, page) for page in pages} == pages
+
     def test_events(self):
         """Each time that a limit is met counts, for the group that has it and those above; for nobody below or beside."""
         with roomy() as dev, no_swap([dev], charging="size") as manager:
@@ -198,6 +224,8 @@ class TestZswapMax:
     @pytest.mark.parametrize("above", [False, True])
     def test_bound(self, above: bool):
         with Zswap(ram="64M", swap="1M") as manager:
+            # It would make room again.
+            manager._reclaimer.stop()
             parent = manager.memcg(zswap_max="16K" if above else None)
             group = manager.memcg(parent, zswap_max=None if above else "16K")
             with memory_of(manager, 32, group=group) as memory, memory_of(manager, 32) as free:
@@ -209,6 +237,35 @@ class TestZswapMax:
                 assert places(free) == {"pool": 32}
                 assert manager.stats.reject_memcg == found["file"]
                 check_sums(manager)
+
+    @pytest.mark.parametrize("above", [False, True])
+    def test_makes_room(self, above: bool):
+        """The manager's thread writes the group's pool back to just below, so that newer pages find room; no one else's."""
+        with Zswap(ram="64M", swap="1M") as manager:
+            parent = manager.memcg(zswap_max="16K" if above else None)
+            group = manager.memcg(parent, zswap_max=None if above else "16K")
+            with memory_of(manager, 32, group=group) as memory, memory_of(manager, 32) as free:
+                store(free, pages_of(32, 2000))
+                store(memory, pages_of(32, 2000))
+                wait_until(lambda: group.stats.zswpwb and group.zswap_current < 16 << 10, "room below the limit")
+                assert group.zswap_current >= (16 << 10) - 2100
+                assert places(free) == {"pool": 32}
+                check_sums(manager)
+                assert {page: get(memory, page) for page in range(32)} == pages_of(32, 2000)
+
+    def test_no_room(self):
+        """Where nothing may be written back, or nothing of it is in the pool, it stays, and the thread's work ends."""
+        for writeback, nodes in ((False, 0), (True, 1)):
+            with roomy() as dev, Zswap([dev][:nodes], ram="64M", swap="1M") as manager:
+                manager._reclaimer.stop()
+                group = manager.memcg(zswap_max="16K", zswap_writeback=writeback)
+                with memory_of(manager, 32, group=group) as memory:
+                    store(memory, pages_of(32, 2000))
+                    before = places(memory)
+                    shrink_group(manager, group)
+                    assert places(memory) == before
+                    assert before["direct" if nodes else "pool"] > 0
+                    assert group.stats.zswpwb == 0
 
     def test_zero(self):
         """0 keeps it out of nodes and pool altogether."""

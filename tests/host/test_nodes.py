@@ -221,6 +221,77 @@ class TestApproval:
             assert {memory.place(page * PAGE).dpa // PAGE for page in numbered(32)} <= approved
             assert node.stats.stock == 256 - 32
 
+    def test_not_asked(self):
+        """Reclaim outside faults stores on no page that was refused, however much it takes; the next place has those."""
+        refused = lambda node, pages: [0 if page % 2 == 0 else -errno.ENXIO for page in pages]  # noqa: E731
+        with Device("8M", "8M", lthresh=None, hthresh=None) as dev, no_swap() as manager:
+            with memory_of(manager, 1500, "8M") as memory:
+                node = manager.add_node(dev, Driver(page_allocated=refused))
+                memory[:] = b"\x5a" * 1500 * PAGE
+                assert memory.reclaim(ALL) == 1500
+                dpas = [memory.place(page * PAGE).dpa for page in range(1500)]
+                assert {dpa // PAGE % 2 for dpa in dpas if dpa is not None} == {0}
+                found = places(memory)
+                assert found["direct"] == node.stats.approved - node.stats.stock > 256
+                assert found["direct"] + found["pool"] == 1500
+                assert node.stats.refused["callback"] >= found["pool"] > 0
+
+    def test_asked_in_time(self):
+        """Nothing goes elsewhere only because what was approved of is used up: he is asked again, whoever reclaims."""
+        for way in (lambda memory: memory.reclaim(ALL), lambda memory: setattr(memory.group, "max", "64K")):
+            with Device("8M", "8M", lthresh=None, hthresh=None) as dev, no_swap(charging="size") as manager:
+                with memory_of(manager, 1500, "8M", group=manager.memcg()) as memory:
+                    node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: 0))
+                    memory[:] = b"\x5a" * 1500 * PAGE
+                    way(memory)
+                    assert set(places(memory)) <= {"direct", "frame"}
+                    assert node.stats.refused["callback"] == 0
+                    assert node.stats.stored > 1024
+
+    def test_touches_memory(self):
+        """A driver who uses managed memory while he is asked, and reclaims it, is not asked for that, and all ends."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager, 300, "2M") as memory, memory_of(manager, 32) as own:
+            asked: list[int] = []
+
+            def approve(node, pages: array) -> int:
+                asked.append(len(pages))
+                own[:] = noise(len(asked), 32 * PAGE)
+                own.reclaim(ALL)
+                return 0
+
+            manager.add_node(dev, Driver(page_allocated=approve))
+            memory[:] = b"\x5a" * 300 * PAGE
+            assert memory.reclaim(ALL) == 300
+            assert places(memory)["direct"] > 256
+            assert own[:] == noise(len(asked), 32 * PAGE)
+            check_sums(manager)
+
+    def test_fault_does_not_ask(self):
+        """A reclaim inside a fault takes pages that nobody was asked for, when there are no others."""
+        with roomy() as dev, no_swap() as manager, memory_of(manager, 512, "64K") as memory:
+            manager._reclaimer.stop()
+            node = manager.add_node(dev, Driver(page_allocated=lambda node, pages: 0))
+            memory[:] = noise(1, 512 * PAGE)
+            assert node.stats.stock == 0
+            assert places(memory)["direct"] == node.stats.stored > 256
+
+    def test_to_an_approving_node(self):
+        """A node that leaves has its pages go where a driver approves of them, who is asked as often as it takes."""
+        for answer, left in ((0, ()), (-errno.ENXIO, (0, 1))):
+            with Device("8M", "8M") as first, Device("8M", "8M") as second, no_swap([first]) as manager:
+                with memory_of(manager, 600, "8M") as memory:
+                    memory[:] = b"\x5a" * 600 * PAGE
+                    memory.reclaim(ALL)
+                    manager.max_pool_percent = 0
+                    manager.add_node(second, Driver(page_allocated=lambda node, pages: answer))  # noqa: B023
+                    if answer:
+                        with pytest.raises(NoSpace):
+                            manager.remove_node(manager.nodes[0])
+                    else:
+                        manager.remove_node(manager.nodes[0])
+                        assert {memory.place(page * PAGE).node for page in range(600)} == {1}
+                    assert tuple(node.number for node in manager.nodes) == (left or (1,))
+
     def test_refused(self):
         """Refused pages are no page of the node: none is taken, the pool gets what there is. The device has them all again."""
         with Device("1M", "1M", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager, 256) as memory:

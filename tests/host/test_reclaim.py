@@ -124,6 +124,8 @@ class TestShrinker:
             with Zswap(ram="64M", swap=swap) as manager, memory_of(manager) as memory:
                 store(memory, pages_of(32))
                 assert memory.shrink(ALL) == written
+                # Without a file no write-back fails, for there is none.
+                assert (manager.stats.reject_reclaim_fail > 0) == (written > 0)
                 assert manager.stats.stored_pool_pages == 32 - written
                 assert {page: get(memory, page) for page in range(32)} == pages_of(32)
 

@@ -16,6 +16,7 @@ from placed import TIMEOUT, WINDOW, run
 from cram_emu import Device, named
 from cram_emu.host import Zswap
 from cram_emu.lab import launch
+from cram_emu.sizes import format_size
 
 MODE = ("--mode", "zswap")
 NAME = f"managed-{os.getpid()}"
@@ -50,6 +51,8 @@ class TestFull:
         assert (told["dropped_writes"], told["poisoned"]) == (0, 0)
         assert told["lthresh"] > 0 and told["pool"] > 16 << 20 and told["resident_frames"] <= 8 << 8
         assert told["manager"]["zswpin"] > 0
+        limit = format_size(told["manager"]["max_pages"] * 4096)
+        assert re.search(rf"^pool .*; all processes may have {limit}$", done.stderr, re.M)
 
     def test_twin_direct(self) -> None:
         """Without a manager the same program dies of poison on that device."""
@@ -116,3 +119,27 @@ class TestShared:
             assert told.zswpout > KILLS * 100 and told.stored_pages == 0
             assert (device.stats.used, device.stats.poisoned) == (0, 0)
         DeviceObject(device.fileno()).check()
+
+    def test_limits(self, program) -> None:
+        """The limits of the pool and of pages on nodes are of all processes together, and what killed ones had is free again."""
+        with Device("512M", "8M") as device, Zswap([device], ram="8M", swap=0, max_direct_percent=10, shared=True) as manager:
+            path = f"/proc/{os.getpid()}/fd/{device.fileno()}"
+            environment = launch.environment(path, launch.Settings(1 << 20), manager)
+            before = 0
+            for processes, pages in ((4, 500), (1, 1500)):
+                command = [program("holder"), str(pages)]
+                holders = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(processes)]
+                try:
+                    assert [holder.stdout.readline() for holder in holders] == [b"ready\n"] * processes
+                    told = manager.stats
+                finally:
+                    for holder in holders:
+                        holder.kill()
+                        holder.communicate()
+                assert told.pool_limit_hit > before
+                before = told.pool_limit_hit
+                total = told.total_pages
+                assert (total["none"], total["page"] - total["none"]) == (told.pool_total_size >> 12, told.stored_direct_pages)
+                # Each that looks before another has stored goes past it by a page.
+                assert told.max_pages // 2 < total["none"] < told.max_pages + 16
+                assert 150 < told.stored_direct_pages < 204 + 16
