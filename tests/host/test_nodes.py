@@ -662,3 +662,13 @@ class TestQueries:
             )
             assert asked == {"safe": "cram-kswapd", "allocated": "cram-kswapd"}
             assert manager.nodes[0].stats.allowed
+
+    def test_reclaimer_waits(self):
+        """So does who reclaims more than its driver has approved of."""
+        asked: list[str] = []
+        ask = lambda node, pages: asked.append(threading.current_thread().name) or 0  # noqa: E731
+        with Device("8M", "8M", lthresh=None, hthresh=None) as dev, no_swap() as manager, memory_of(manager, 1000, "8M") as memory:
+            manager.add_node(dev, Driver(page_allocated=ask))
+            store(memory, {page: KINDS["shrinks"] for page in range(1000)})
+            assert places(memory) == {"direct": 1000}
+        assert len(asked) >= 4 and set(asked) == {"cram-kswapd"}
