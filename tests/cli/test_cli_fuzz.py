@@ -86,7 +86,9 @@ def world():
         patch.setattr(named, "_SHARED_MEMORY", Path(shared))
         patch.setattr(bench, "run_bench", begin)
         patch.setattr(demo.Narrator, "tell", begin)
-        patch.setattr(experiment, "EXPERIMENTS", dict.fromkeys(experiment.EXPERIMENTS, begin))
+        patch.setattr(
+            experiment, "EXPERIMENTS", {name: (*plan, begin) for name, (*plan, _) in experiment.EXPERIMENTS.items()}
+        )
         patch.setattr(cli_run, "_watch", begin)
         patch.setattr(cli_scenarios.scenarios, "run", begin)
         patch.setenv("COLUMNS", "1000")
