@@ -101,6 +101,7 @@ class ManagedMemory(Mapping):
 
     def _reclaim(self, function, pages: int) -> int:
         """In steps: a node has so many pages in stock that its driver has approved of, and takes no others."""
+        self._check_open()
         done = 0
         while True:
             step = min(pages - done, approve(self.manager))

@@ -135,6 +135,7 @@ class Node:
         self.driver = driver
         self.number = 0
         self.online = False
+        self._on_interrupt: Callable[[Interrupt], None] | None = None
         self.callback_errors = 0
         self.slow_callbacks = 0
         self._asked = 0.0
@@ -247,6 +248,8 @@ class Node:
         if self.driver.page_allocated is None or getattr(_approving, "now", False):
             return
         room = ffi.new("uint64_t[]", _BATCH)
+        # In a child of fork the lock may be held by a thread that is not there.
+        self.device._check_open()
         with self._lock:
             n = check(lib.cram_node_offer(self._handle(), self.number, room, _BATCH))
             if n == 0:
@@ -286,13 +289,13 @@ class Node:
         # First: its registers may not answer.
         _ = self.device.stats
         self._on_interrupt = self.device.on_interrupt(on_interrupt)
+        handle = self._manager()._handle
+        number[0] = lib.CRAM_NODES_MAX
         try:
-            check(lib.cram_zswap_add_node(self._manager()._handle, self.device._handle, params, number))
-        except BaseException:
-            self.device._interrupts.remove(self._on_interrupt)
-            raise
-        self.number = number[0]
-        self.online = True
+            check(lib.cram_zswap_add_node(handle, self.device._handle, params, number))
+        finally:
+            # A KeyboardInterrupt comes as the call returns: it may have joined.
+            self.number, self.online = number[0], number[0] < lib.CRAM_NODES_MAX
         # Nothing is stored there before the driver has been asked.
         self._publish(verdict=False)
 
@@ -308,9 +311,16 @@ class Node:
         with self._lock:
             for dpas in list(self._offers):
                 self._answer(dpas, [-errno.EIO] * len(dpas))
-            check(lib.cram_zswap_remove_node(self._handle(), self.number))
-            self.online = False
-        self.device._interrupts.remove(self._on_interrupt)
+            handle = self._handle()
+            try:
+                check(lib.cram_zswap_remove_node(handle, self.number))
+            finally:
+                # As in join(): it may have left.
+                self.online = lib.cram_node_read_stats(handle, self.number, ffi.new("struct cram_node_stats *")) == 0
+
+    def hear_no_more(self) -> None:
+        if self._on_interrupt is not None:
+            self.device._interrupts.remove(self._on_interrupt)
 
     def _ask(self, pages: array) -> list[int]:
         if self.driver.batched:

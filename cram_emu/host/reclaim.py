@@ -158,29 +158,37 @@ class Reclaimer:
             due = _next_flush(manager)
         return due
 
-    def take(self) -> bool:
-        """Takes some of the notes that are queued, for the nodes that there are now. False: there was none."""
-        manager = self._manager()
+    def take(self) -> None:
+        """Takes the notes that are queued by now, for the nodes that there are now."""
         with self._taking:
-            n = lib.cram_zswap_take_notes(self._handle, self._notes, _NOTES)
-            told: dict[tuple[int, int], array] = {}
-            for note in self._notes[0:n]:
-                told.setdefault((note.node, note.kind), array("Q")).append(note.dpa // _PAGE)
-            nodes = {} if manager is None else {node.number: node for node in manager.nodes}
-            # Promoted first: a page is promoted, then freed.
-            for (number, kind), pages in sorted(told.items(), key=lambda item: -item[0][1]):
-                if number in nodes:
-                    self._untold.append((nodes[number], kind == lib.CRAM_NOTE_FREED, pages))
+            # No more than the queue holds: others may add to it as fast.
+            for _ in range(lib.CRAM_ZSWAP_NOTES // _NOTES):
+                if not self._take_some():
+                    return
+
+    def _take_some(self) -> bool:
+        """False: there was none."""
+        manager = self._manager()
+        n = lib.cram_zswap_take_notes(self._handle, self._notes, _NOTES)
+        told: dict[tuple[int, int], array] = {}
+        for note in self._notes[0:n]:
+            told.setdefault((note.node, note.kind), array("Q")).append(note.dpa // _PAGE)
+        nodes = {} if manager is None else {node.number: node for node in manager.nodes}
+        # Promoted first: a page is promoted, then freed.
+        for (number, kind), pages in sorted(told.items(), key=lambda item: -item[0][1]):
+            if number in nodes:
+                self._untold.append((nodes[number], kind == lib.CRAM_NOTE_FREED, pages))
         return n > 0
 
     def tell(self) -> None:
-        """Calls the drivers for the pages that were promoted and freed. A callback may have it called again."""
-        more = True
-        while more:
-            while self._untold:
-                node, freed, pages = self._untold.popleft()
-                node.told(freed, pages)
-            more = self.take()
+        """Calls the drivers for the pages that were promoted and freed by now. A callback may have it called again."""
+        self.take()
+        # What comes meanwhile has its turn: others wait for this thread.
+        for _ in range(len(self._untold)):
+            if not self._untold:
+                return
+            node, freed, pages = self._untold.popleft()
+            node.told(freed, pages)
 
 
 def _attempt(step: Callable, *arguments) -> None:

@@ -326,15 +326,20 @@ class Zswap:
         expect("driver", driver, Driver)
         driver.check()
         node = Node(self, device, driver)
-        with self._changing():
-            node.join()
-            # A new list, always: other threads go through the old one, and sort() empties a list while it works.
-            self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
-            self._subscribe()
         try:
+            with self._changing():
+                try:
+                    node.join()
+                finally:
+                    if node.online:
+                        # A new list, always: other threads go through the old one, and sort() empties a list while it works.
+                        self._nodes = sorted([*self._nodes, node], key=lambda node: node.number)
+                        self._subscribe()
             self._reclaimer.do(node.ask)
         except BaseException:
-            self._let_go(node)
+            node.hear_no_more()
+            if node in self._nodes:
+                self._let_go(node)
             raise
         return node
 
@@ -366,12 +371,15 @@ class Zswap:
         with self._changing():
             if node not in self._nodes:
                 raise InvalidArgument(f"{node!r}: not a node of this manager")
-            node.leave()
-            # What is queued is for this node, while no other has its number.
-            while self._reclaimer.take():
-                pass
-            self._nodes = [other for other in self._nodes if other is not node]
-            self._subscribe()
+            try:
+                node.leave()
+            finally:
+                if not node.online:
+                    node.hear_no_more()
+                    # What is queued is for this node, while no other has its number.
+                    self._reclaimer.take()
+                    self._nodes = [other for other in self._nodes if other is not node]
+                    self._subscribe()
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

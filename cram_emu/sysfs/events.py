@@ -64,7 +64,7 @@ class Events:
         self._real = 0
         self._known: set[tuple[int, str]] = set()
         self._told = threading.Condition()
-        self._newest = memdev.device.observe().events  #: the last of the device's events that has been told
+        self._newest = 0  #: the last of the device's events that has been told
         self._newest_ns = 0  #: and its time
         self._found: _Found | None = None  #: what is not told yet, for events before it are not
         self.collect(silently=True)
@@ -75,6 +75,9 @@ class Events:
         memdev.device.on_interrupt(self._done_with)
         memdev.device.on_fault(self._done_with)
         memdev.device.on_consumed(self._done_with)
+        # What came before is nobody's to tell.
+        with self._told:
+            self._newest = max(self._newest, memdev.device.observe().events)
 
     # -- the driver's commands
 
@@ -108,7 +111,7 @@ class Events:
 
     def _done_with(self, event: Interrupt | Strike | Consumption) -> None:
         with self._told:
-            self._newest, self._newest_ns = event.sequence, event.time_ns
+            self._newest, self._newest_ns = max(self._newest, event.sequence), event.time_ns
             self._told.notify_all()
         self.collect()
 

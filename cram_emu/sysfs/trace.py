@@ -49,7 +49,8 @@ _HEADER = """\
 def _task(pid: int) -> str:
     """As trace_find_cmdline() has it: who is gone has no name."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        # Bytes as they are: a name may be cut inside a character, and the trace is encoded so.
+        name = Path(f"/proc/{pid}/comm").read_bytes().decode("latin-1").rstrip("\n")
     except OSError:
         name = "<...>"
     return f"{name if name.isprintable() else '<...>':>16s}-{pid:<7d}"

@@ -84,16 +84,13 @@ static bool thread_lives(uint32_t pid, uint32_t tid)
 	return lives;
 }
 
-bool client_dead(const struct client *client)
+/* start_time: 0 when any will do. */
+static bool dead(uint32_t pid, uint32_t keeper, uint64_t start_time)
 {
-	uint32_t pid = atomic_load(&client->pid);
-	uint32_t keeper = atomic_load(&client->keeper);
 	struct process process;
 	enum process_found found;
 	int saved = errno;
 
-	if (pid == 0)
-		return true;
 	/* execve(2) ends every other thread, and keeps pid and start time. */
 	if (keeper != 0 && !thread_lives(pid, keeper))
 		return true;
@@ -101,10 +98,22 @@ bool client_dead(const struct client *client)
 	errno = saved;
 	if (found != PROCESS_FOUND)
 		return found == PROCESS_GONE;
-	if (process.start_time != atomic_load(&client->start_time))
+	if (start_time != 0 && process.start_time != start_time)
 		return true;
 	/* A zombie runs no more; but a leader that has ended before its other threads looks like one too. */
 	return process.state == 'X' || (process.state == 'Z' && process.threads <= 1);
+}
+
+bool process_dead(uint32_t pid, uint32_t keeper)
+{
+	return dead(pid, keeper, 0);
+}
+
+bool client_dead(const struct client *client)
+{
+	uint32_t pid = atomic_load(&client->pid);
+
+	return pid == 0 || dead(pid, atomic_load(&client->keeper), atomic_load(&client->start_time));
 }
 
 bool clients_holder_dead(void *arg, uint32_t word)

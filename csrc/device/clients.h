@@ -89,6 +89,9 @@ struct clients {
 	struct client table[CLIENTS_MAX];
 };
 
+/* Has the process ended, as a zombie has; or, where it had such a thread (keeper, 0: not known), executed another program?
+ * Async-signal-safe. */
+bool process_dead(uint32_t pid, uint32_t keeper);
 /* Is the client gone: its process, or, after execve(2), just what it was? A free slot is dead. Async-signal-safe. */
 bool client_dead(const struct client *client);
 /* Is whom a lock word names gone? arg is the struct clients: a futex_dead_fn. */

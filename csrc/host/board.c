@@ -2,13 +2,12 @@
 #define _GNU_SOURCE
 #include "board.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "device/clients.h"
 #include "device/futex.h"
 #include "memory.h"
 
@@ -56,9 +55,9 @@ void board_detach(struct board *board)
 		memory_unmap(board, sizeof(*board));
 }
 
-static bool dead(uint32_t pid)
+static bool dead(uint64_t owner)
 {
-	return kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+	return process_dead((uint32_t)owner, (uint32_t)(owner >> 32));
 }
 
 /* What it has counted stays, what it had is gone with it. */
@@ -80,11 +79,11 @@ static void raise_end(struct board *board, uint32_t end)
 		;
 }
 
-static bool claim(struct board *board, unsigned i, uint32_t from, uint32_t self)
+static bool claim(struct board *board, unsigned i, uint64_t from, uint64_t self)
 {
 	struct board_row *row = &board->rows[i];
 
-	if (!atomic_compare_exchange_strong(&row->pid, &from, self))
+	if (!atomic_compare_exchange_strong(&row->owner, &from, self))
 		return false;
 	atomic_store(&row->dead, 0);
 	retire(board, row);
@@ -97,16 +96,24 @@ struct board_row *board_take_row(struct board *board)
 	uint32_t self = (uint32_t)getpid();
 
 	/* The one of the program that we were before an exec, or of a process that had our number. */
-	for (unsigned i = 0; i < BOARD_ROWS; i++)
-		if (atomic_load(&board->rows[i].pid) == self && claim(board, i, self, self))
-			return &board->rows[i];
 	for (unsigned i = 0; i < BOARD_ROWS; i++) {
-		uint32_t pid = atomic_load(&board->rows[i].pid);
+		uint64_t owner = atomic_load(&board->rows[i].owner);
 
-		if ((pid == 0 || dead(pid)) && claim(board, i, pid, self))
+		if ((uint32_t)owner == self && claim(board, i, owner, self))
+			return &board->rows[i];
+	}
+	for (unsigned i = 0; i < BOARD_ROWS; i++) {
+		uint64_t owner = atomic_load(&board->rows[i].owner);
+
+		if ((owner == 0 || dead(owner)) && claim(board, i, owner, self))
 			return &board->rows[i];
 	}
 	return NULL;
+}
+
+void board_keep_row(struct board_row *row, uint32_t keeper)
+{
+	atomic_store(&row->owner, (uint64_t)keeper << 32 | (uint32_t)getpid());
 }
 
 struct board_row *board_fork_row(struct board *board, const struct board_row *parents)
@@ -121,7 +128,7 @@ struct board_row *board_fork_row(struct board *board, const struct board_row *pa
 void board_leave_row(struct board *board, struct board_row *row)
 {
 	retire(board, row);
-	atomic_store(&row->pid, 0);
+	atomic_store(&row->owner, 0);
 }
 
 uint64_t board_sum(const struct board *board, unsigned counter)
@@ -129,9 +136,9 @@ uint64_t board_sum(const struct board *board, unsigned counter)
 	uint64_t sum = board_is_gauge(counter) ? 0 : atomic_load(&board->retired[counter]);
 
 	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++) {
-		uint32_t pid = atomic_load(&board->rows[i].pid);
+		uint64_t owner = atomic_load(&board->rows[i].owner);
 
-		if (pid != 0 && (!board_is_gauge(counter) || !dead(pid)))
+		if (owner != 0 && (!board_is_gauge(counter) || !dead(owner)))
 			sum += atomic_load(&board->rows[i].counters[counter]);
 	}
 	return sum;
@@ -143,9 +150,9 @@ uint64_t board_sum_others(const struct board *board, const struct board_row *sel
 
 	for (unsigned i = 0, end = atomic_load_explicit(&board->end, memory_order_relaxed); i < end; i++) {
 		const struct board_row *row = &board->rows[i];
-		uint32_t pid = atomic_load_explicit(&row->pid, memory_order_relaxed);
+		uint64_t owner = atomic_load_explicit(&row->owner, memory_order_relaxed);
 
-		if (row != self && pid != 0 && pid != atomic_load_explicit(&row->dead, memory_order_relaxed))
+		if (row != self && owner != 0 && owner != atomic_load_explicit(&row->dead, memory_order_relaxed))
 			sum += atomic_load_explicit(&row->counters[gauge], memory_order_relaxed);
 	}
 	return sum;
@@ -158,10 +165,10 @@ bool board_find_dead(struct board *board, bool now)
 	if (!now && (time - last < FIND_DEAD_NS || !atomic_compare_exchange_strong(&board->found_ns, &last, time)))
 		return false;
 	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++) {
-		uint32_t pid = atomic_load(&board->rows[i].pid);
+		uint64_t owner = atomic_load(&board->rows[i].owner);
 
-		/* The race: another process takes the row meanwhile. Its pid is another. */
-		atomic_store(&board->rows[i].dead, pid != 0 && dead(pid) ? pid : 0);
+		/* The race: another process takes the row meanwhile. It is another owner. */
+		atomic_store(&board->rows[i].dead, owner != 0 && dead(owner) ? owner : 0);
 	}
 	return true;
 }

@@ -27,8 +27,8 @@ struct node_view {
 };
 
 struct board_row {
-	_Alignas(64) _Atomic uint32_t pid; /* 0: nobody's yet */
-	_Atomic uint32_t dead;             /* the pid, when that was found dead */
+	_Alignas(64) _Atomic uint64_t owner; /* its pid, and, above that, its keeper, 0 for none yet; 0: nobody's yet */
+	_Atomic uint64_t dead;               /* the owner, when that was found dead */
 	_Atomic uint64_t counters[CRAM_ZSWAP_COUNTERS];
 };
 
@@ -58,13 +58,16 @@ void board_detach(struct board *board);
 struct board_row *board_take_row(struct board *board);
 /* In a child of fork: a row of its own, with what is now its own too. */
 struct board_row *board_fork_row(struct board *board, const struct board_row *parents);
+/* Whose thread, that lives as long as this program does, tells others that we do: without one a program that we execute would
+ * count as us. */
+void board_keep_row(struct board_row *row, uint32_t keeper);
 /* The row's process is done with it. */
 void board_leave_row(struct board *board, struct board_row *row);
 /* The sum over all rows; of what is now, over those of the living. */
 uint64_t board_sum(const struct board *board, unsigned counter);
 /* Of what is now, the sum over the others' rows, but for those that were found dead: no system call. */
 uint64_t board_sum_others(const struct board *board, const struct board_row *self, unsigned gauge);
-/* Finds out who is dead, a system call a row; unless `now`, not more often than every 10 ms. False: not this time. */
+/* Finds out who is dead, some system calls a row; unless `now`, not more often than every 10 ms. False: not this time. */
 bool board_find_dead(struct board *board, bool now);
 
 #endif

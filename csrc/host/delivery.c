@@ -173,13 +173,13 @@ static enum fault_result check_mark(struct pager *pager, struct op *op, uint64_t
 
 static void tell_consumed(struct pager *pager, struct op *op, uint64_t page)
 {
-	if (pager->managed == NULL) {
-		device_consumed(pager->device, pager_dpa(pager, page));
+	/* Locked, so that it stays what it is, or on its node; without a page, as of a device that is gone, there is nothing to tell. */
+	if (!pager_lock_known(pager, op, page, true))
 		return;
-	}
-	/* Locked, so that it does not move off its node, and that go. */
-	pager_lock(pager, op, page);
-	zswap_consumed(pager->managed, page);
+	if (pager->managed == NULL)
+		device_consumed(pager->device, pager_dpa(pager, page));
+	else
+		zswap_consumed(pager->managed, page);
 	pager_unlock(pager, op, page);
 }
 

@@ -164,6 +164,8 @@ static int take_over(cram_map *map)
 		code = delivery_start(&map->delivery, pager, false);
 	if (code == 0)
 		code = host_restart_service(device);
+	if (code == 0 && pager->managed != NULL)
+		board_keep_row(pager->managed->zswap->row, atomic_load(&device->device.self->keeper));
 	if (code == 0 && monitored)
 		code = change_to_monitor(map, &move);
 	if (code == 0)

@@ -258,7 +258,9 @@ static bool over_zswap_max(struct zswap_memory *memory)
 	if (group == MEMCG_NONE)
 		return false;
 	zswap_count(zswap, CRAM_ZSWAP_REJECT_MEMCG, 1);
-	if (atomic_load_explicit(&zswap->groups.group[group].zswap, memory_order_relaxed) > 0 && zswap->swap.slots > 0)
+	/* Only where that can do something: it looks at all that is stored. */
+	if (atomic_load_explicit(&zswap->groups.group[group].zswap, memory_order_relaxed) > 0 &&
+	    memcg_may_write_back(&zswap->groups, memory->group) && atomic_load(&zswap->swap.used) < zswap->swap.slots)
 		zswap_want(zswap, CRAM_WORK_ZSWAP_MAX);
 	return true;
 }
@@ -545,7 +547,8 @@ int zswap_poison(struct zswap_memory *memory, struct op *op, uint64_t page, unsi
 /* ---- lifetime -------------------------------------------------------------------------------------------- */
 
 /* The board: another's, or a new one with the settings as they are given. */
-static int open_board(struct zswap *zswap, const struct cram_zswap_params *params, struct board *board)
+static int open_board(struct zswap *zswap, const struct cram_device *home, const struct cram_zswap_params *params,
+		      struct board *board)
 {
 	zswap->board_fd = -1;
 	zswap->shared = board != NULL || params->shared;
@@ -555,6 +558,7 @@ static int open_board(struct zswap *zswap, const struct cram_zswap_params *param
 	zswap->row = board_take_row(zswap->board);
 	if (zswap->row == NULL)
 		return cram_fail(CRAM_EBUSY, "%u processes share this manager already", BOARD_ROWS);
+	board_keep_row(zswap->row, atomic_load(&home->device.self->keeper));
 	if (board != NULL)
 		return 0;
 	for (unsigned i = 0; i < CRAM_ZSWAP_SETTINGS; i++)
@@ -569,7 +573,7 @@ static int open_board(struct zswap *zswap, const struct cram_zswap_params *param
 int zswap_init(struct zswap *zswap, struct cram_device *home, const struct cram_zswap_params *params, struct board *board)
 {
 	struct cram_params codec = { .codec = params->codec, .level = params->level, .block = PAGE_SIZE, .largest_stored = PAGE_SIZE };
-	int code = open_board(zswap, params, board);
+	int code = open_board(zswap, home, params, board);
 
 	if (code != 0) {
 		zswap_deinit(zswap);

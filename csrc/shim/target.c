@@ -3,14 +3,13 @@
 #include "target.h"
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "device/clients.h"
 #include "error.h"
 #include "host/space.h"
 #include "host/thread.h"
@@ -53,7 +52,7 @@ static bool take_turn(void)
 	uint32_t taken = 0;
 
 	while (!atomic_compare_exchange_strong(&book->taken, &taken, (uint32_t)getpid())) {
-		if (taken == BOOK_STRUCK || (taken != 0 && (kill((pid_t)taken, 0) == 0 || errno != ESRCH)))
+		if (taken == BOOK_STRUCK || (taken != 0 && !process_dead(taken, 0)))
 			return false;
 	}
 	return true;

@@ -663,6 +663,24 @@ class TestQueries:
             assert asked == {"safe": "cram-kswapd", "allocated": "cram-kswapd"}
             assert manager.nodes[0].stats.allowed
 
+    def test_endless_notes(self):
+        """A driver who has always more to hear does not keep the thread from others."""
+        done = threading.Event()
+        with roomy() as dev, roomy() as other, no_swap() as manager, memory_of(manager, 4) as memory:
+
+            def freed(node, pages) -> None:
+                if not done.is_set():
+                    store(memory, {0: KINDS["shrinks"]})
+                    get(memory, 0)
+
+            manager.add_node(dev, Driver(page_freed=freed))
+            store(memory, {0: KINDS["shrinks"]})
+            get(memory, 0)
+            manager.remove_node(manager.add_node(other, Driver(safe=lambda node, registers: True)))
+            done.set()
+            # Behind the callback that it may be in.
+            manager._reclaimer.do(lambda: None)
+
     def test_reclaimer_waits(self):
         """So does who reclaims more than its driver has approved of."""
         asked: list[str] = []

@@ -36,6 +36,22 @@ class TestPrograms:
         assert int(demoted[1].replace(",", "")) > 1000, "its memory was demoted"
 
 
+def test_zombies() -> None:
+    """Children that have ended, and that nobody has reaped, take no place from those to come."""
+    script = "\n".join(
+        (
+            "import os",
+            "pids = []",
+            "for _ in range(80):",
+            "    pids.append(os.fork() or os._exit(0))",
+            "    os.waitid(os.P_PID, pids[-1], os.WEXITED | os.WNOWAIT)",
+            "print(sum(os.waitpid(pid, 0)[1] for pid in pids))",
+        )
+    )
+    done = run("/usr/bin/python3", "-c", script, options=MODE)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 class TestFull:
     """A device that is too small for the program."""
 

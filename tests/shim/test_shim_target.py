@@ -114,14 +114,18 @@ class TestHandled:
         with keeping(target, "keep", options=options) as process:
             assert process.communicate("")[0] == EXPECTED["mmap:2+8192"][0]
 
-    @pytest.mark.parametrize("dead", [True, False])
-    def test_striker_killed(self, target: str, dead: bool) -> None:
-        """Who was killed while it struck keeps nobody from it; who lives does."""
+    @pytest.mark.parametrize("striker", ["reaped", "zombie", "alive"])
+    def test_striker_killed(self, target: str, striker: str) -> None:
+        """Who was killed while it struck keeps nobody from it, reaped or not; who lives does."""
+        dead = striker != "alive"
         where = parse_poison_at("mmap:2+8192")
         with Device("1G", "64M") as device, Book() as book, subprocess.Popen("cat", stdin=subprocess.PIPE) as other:
             if dead:
                 other.kill()
+            if striker == "reaped":
                 other.wait()
+            elif dead:
+                os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
             with open(book.path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as memory:
                 memory[:8] = struct.pack("2I", 1, other.pid)
             path = f"/proc/{os.getpid()}/fd/{device.fileno()}"

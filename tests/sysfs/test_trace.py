@@ -16,6 +16,7 @@ from cram_emu.sysfs.trace import Trace
 
 TRACE = "sys/kernel/tracing/trace"
 PIPE = "sys/kernel/tracing/trace_pipe"
+REGISTERS = "sys/kernel/debug/cram_device/mem0"
 POISON = "sys/kernel/debug/cxl/mem0"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -107,6 +108,19 @@ class TestLines:
         reader.join()
         collector.join()
         assert len(found) == 1
+
+    def test_names(self, machine: Machine, start_child):
+        """Whatever a process is called, cut inside a character or with a line's end, every line can be read."""
+        device = machine.members()[0].device
+        device.poison.inject(0)
+        for name in ("Grüße-日本語".encode()[:15], b"two\nlines", b"a b"):
+            child = start_child(
+                f"from cram_emu import Device\nopen('/proc/self/comm', 'wb').write({name!r})\n"
+                f"with Device.open({machine.table.read(f'{REGISTERS}/path').strip()!r}) as dev, dev.map(delivery='inline') as m: m[0]"
+            )
+            child.communicate()
+        assert len(events(machine, "cram_poison_consumed")) == 3
+        assert available(machine).count("cram_poison_consumed") == 3
 
     def test_thresholds(self, machine: Machine):
         device, seen = machine.members()[0].device, threading.Semaphore(0)
