@@ -310,9 +310,10 @@ class TestReport:
         for real, met in (("4M", True), ("64M", False)):
             options = ("--window", "1M", "--real", real, "--report", str(path))
             done = run("sh", "-c", script, options=options)
-            assert done.returncode == 0
+            # The shell's memory is on the device too: where it is written back meanwhile, it may be lost as well.
+            assert done.returncode == 0 or (met and done.returncode == -signal.SIGBUS)
             report = json.loads(path.read_text())
-            assert len(report["met_poison"]) == met
+            assert bool(report["met_poison"]) is met
             # The shell's, where it was not seen after its exec.
             assert {found["name"] for found in report["met_poison"]} <= {"python3", "sh"}
             assert ("met poison" in done.stderr) is met
