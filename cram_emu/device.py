@@ -7,7 +7,6 @@ also while another closes them: then they raise DeviceClosed.
 import dataclasses
 import os
 import signal as signals
-import sys
 import threading
 import warnings
 import weakref
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 from cram_emu._core import check, choose, ffi, fields, lib, own, set_field
 from cram_emu._region import Handle
-from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, NoMemory, PoisonError
+from cram_emu.errors import Busy, DeviceClosed, EventsLost, InvalidArgument, NoMemory, PoisonError, report
 from cram_emu.faults import Faults, Strike
 from cram_emu.mapping import DELIVERIES, PAGE, Mapping
 from cram_emu.sizes import parse_size
@@ -651,9 +650,7 @@ class _Interrupts:
             try:
                 callback(event)
             except BaseException:
-                threading.excepthook(
-                    threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
-                )
+                report()
 
 
 def _event(event) -> Interrupt | Strike | Consumption:

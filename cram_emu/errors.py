@@ -3,6 +3,18 @@
 CramError is never raised itself. Each exception is also the builtin that fits it best.
 """
 
+import sys
+import threading
+
+
+def report() -> None:
+    """Says what was raised, in the thread that goes on after it."""
+    try:
+        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+    except BaseException:
+        # A hook that fails itself does not end it either.
+        pass
+
 
 class CramError(Exception):
     """The base of all errors of this package."""

@@ -10,9 +10,8 @@ import dataclasses
 import textwrap
 
 from cram_emu import format_size
-from cram_emu.cli import EXIT_CODES, OK, USAGE, tell
+from cram_emu.cli import EXIT_CODES, OK
 from cram_emu.cli.console import Console, add_json, check_writable, nonempty, seed, size
-from cram_emu.errors import InvalidArgument
 from cram_emu.lab import charging, plot, race
 
 DESCRIPTION = """\
@@ -47,16 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """NotSupported, DeviceIOError before anything is measured."""
+    """InvalidArgument, NotSupported, DeviceIOError before anything is measured."""
     make, size_name, measure = EXPERIMENTS[args.experiment]
     sizes = {} if args.size is None else {size_name: args.size}
-    try:
-        plan = make(seed=args.seed, **sizes)
-        if args.plot is not None:
-            plot.check(args.plot)
-    except InvalidArgument as error:
-        return tell(str(error), USAGE)
+    plan = make(seed=args.seed, **sizes)
     if args.plot is not None:
+        plot.check(args.plot)
         check_writable(args.plot)
     measure(plan, args, Console(args.json))
     return OK

@@ -6,19 +6,17 @@ import dataclasses
 import errno
 import itertools
 import reprlib
-import sys
 import threading
 import time
 import warnings
 import weakref
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cram_emu._core import check, ffi, lib
 from cram_emu.device import PAGE, Device, Interrupt, Stats
-from cram_emu.errors import CramError, InvalidArgument
+from cram_emu.errors import CramError, InvalidArgument, report
 
 if TYPE_CHECKING:
     from cram_emu.host.zswap import Zswap
@@ -39,13 +37,6 @@ _REFUSALS = {
     lib.CRAM_REFUSED_LIMIT: "limit",
     lib.CRAM_REFUSED_GONE: "gone",
 }
-
-
-def report() -> None:
-    """Says what was raised, in the thread that goes on after it."""
-    # A hook that fails itself does not end it either.
-    with suppress(BaseException):
-        threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
 def _warn(text: str) -> None:

@@ -15,8 +15,7 @@ from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
 
 from cram_emu._core import ffi, lib
-from cram_emu.errors import CramError, NoMemory
-from cram_emu.host.nodes import report
+from cram_emu.errors import CramError, NoMemory, report
 
 if TYPE_CHECKING:
     from cram_emu.host.memcg import Memcg

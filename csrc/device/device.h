@@ -150,7 +150,7 @@ int device_rebuild(struct device *device);
 int device_reap(struct device *device, uint32_t *dead);
 int device_set_thresholds(struct device *device, uint64_t low_remaining, uint64_t high_remaining,
 			  uint32_t low_ratio, uint32_t high_ratio);
-/* Does a fault of the driver's strike now (CRAM_FAULT_ALLOC to CRAM_FAULT_TRIM_BUSY)? */
+/* Does a fault strike now that is of no page: the driver's (CRAM_FAULT_ALLOC to CRAM_FAULT_TRIM_FULL), or of the registers? */
 bool device_fault(struct device *device, enum cram_fault fault);
 /* Has the ring tell that this process has met the page's poison. */
 void device_consumed(struct device *device, uint64_t page);

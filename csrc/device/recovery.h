@@ -20,8 +20,8 @@ void recovery_clear_table(struct device *device, unsigned client);
  * stopped client does not reach a page boundary; nothing changed. */
 int recovery_run(struct device *device, uint32_t *dead);
 /* The device starts anew: all that its pages hold is lost (poison), its media free, its thresholds as created; frames are to
- * follow. keep_list: poison records stay as they are, and so does poison on pages that hold nothing. Under the lock.
- * CRAM_ETIMEDOUT as above. */
+ * follow. fault: by which, at which page, is told before anything is lost; of a power cycle poison records stay as they are, and
+ * so does poison on pages that hold nothing. Under the lock. CRAM_ETIMEDOUT as above. */
 int recovery_reset(struct device *device, enum cram_fault fault, uint64_t page_struck);
 
 #endif

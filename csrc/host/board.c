@@ -133,14 +133,13 @@ void board_leave_row(struct board *board, struct board_row *row)
 
 uint64_t board_sum(const struct board *board, unsigned counter)
 {
-	uint64_t sum = board_is_gauge(counter) ? 0 : atomic_load(&board->retired[counter]);
+	uint64_t sum = atomic_load(&board->retired[counter]);
 
-	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++) {
-		uint64_t owner = atomic_load(&board->rows[i].owner);
-
-		if (owner != 0 && (!board_is_gauge(counter) || !dead(owner)))
+	if (board_is_gauge(counter))
+		return board_sum_others(board, NULL, counter);
+	for (unsigned i = 0, end = atomic_load(&board->end); i < end; i++)
+		if (atomic_load(&board->rows[i].owner) != 0)
 			sum += atomic_load(&board->rows[i].counters[counter]);
-	}
 	return sum;
 }
 

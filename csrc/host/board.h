@@ -63,9 +63,9 @@ struct board_row *board_fork_row(struct board *board, const struct board_row *pa
 void board_keep_row(struct board_row *row, uint32_t keeper);
 /* The row's process is done with it. */
 void board_leave_row(struct board *board, struct board_row *row);
-/* The sum over all rows; of what is now, over those of the living. */
+/* The sum over all rows; of what is now, but for those that were found dead. */
 uint64_t board_sum(const struct board *board, unsigned counter);
-/* Of what is now, the sum over the others' rows, but for those that were found dead: no system call. */
+/* Of what is now, the sum over the others' rows (self NULL: all), but for those that were found dead: no system call. */
 uint64_t board_sum_others(const struct board *board, const struct board_row *self, unsigned gauge);
 /* Finds out who is dead, some system calls a row; unless `now`, not more often than every 10 ms. False: not this time. */
 bool board_find_dead(struct board *board, bool now);

@@ -158,9 +158,9 @@ void cram_zswap_read_stats(const cram_zswap *manager, struct cram_zswap_stats *s
 	memset(stats, 0, sizeof(*stats));
 	if (manager->closed)
 		return;
+	board_find_dead(zswap->board, true);
 	for (unsigned i = 0; i < CRAM_ZSWAP_COUNTERS; i++)
 		stats->counters[i] = board_sum(zswap->board, i);
-	board_find_dead(zswap->board, true);
 	stats->pool_total_size = stats->counters[CRAM_ZSWAP_POOL_PAGES] << PAGE_SHIFT;
 	for (unsigned i = CRAM_DIRECT_NONE; i <= CRAM_DIRECT_SIZE; i++)
 		stats->total_pages[i] = zswap_total_pages(zswap, (enum cram_direct_limit)i);
